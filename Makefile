@@ -1,0 +1,36 @@
+# A fresh machine needs Python 3.11 to 3.13, make and a package index; everything else is below.
+PYTHON ?= python3
+BIN = .venv/bin
+DEMO = output/demo/network.keras
+
+.PHONY: demo test test-all notebooks lint
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	$(BIN)/python run_bnn.py --data_set digits --out_dir $(dir $(DEMO)) --conv 32 64 --max_pool 0 1 \
+		--fc 128 --epochs 20 --lr_start 3e-3 --lr_end 1e-4
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(DEMO)
+	mkdir -p output/notebooks
+	for notebook in hd_figures gen_plots; do \
+		$(BIN)/jupyter-execute --output=output/notebooks/$$notebook.ipynb $$notebook.ipynb || exit 1; \
+	done
+
+# The notebooks' fallback where no trained network or its data set is at hand.
+$(DEMO): | .venv/installed
+	$(MAKE) demo
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@

@@ -1,0 +1,446 @@
+"""Quantizers, binary layers and everything else that is specific to TensorFlow.
+
+A quantized layer keeps **latent** float32 weights w^c. Its forward pass uses w^b = θ(w^c) and its
+output is θ(batch norm(pool(A·w^b))), with θ the sign or its ternary form. θ has no useful
+derivative, so gradients pass *straight through* it wherever |x| ≤ 1 (Hubara et al. 2016,
+arXiv 1602.02830).
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+# --- Quantizers -------------------------------------------------------------------------------
+
+
+def straight_through(x, quantized):
+    """Return `quantized` with the straight-through gradient with respect to `x`.
+
+    Parameters
+    ----------
+    x : tensor
+        What was quantized.
+    quantized : tensor
+        Its quantized form, of the same shape.
+
+    Returns
+    -------
+    tensor
+        `quantized`; the gradient with respect to `x` is the upstream gradient where |x| ≤ 1 and
+        zero elsewhere. The end points belong to the pass band: weights are clipped to [−1, 1],
+        and those that sit at ±1 must be able to come back.
+    """
+
+    @tf.custom_gradient
+    def forward(x):
+        return tf.stop_gradient(quantized), lambda upstream: tf.where(
+            tf.abs(x) <= 1, upstream, tf.zeros_like(upstream)
+        )
+
+    return forward(x)
+
+
+def binarize(x, threshold=0.0):
+    """Sign with sign(0) = +1, so that one bit can hold it.
+
+    Parameters
+    ----------
+    x : tensor
+    threshold : float
+        Not used; quantizers share one signature.
+
+    Returns
+    -------
+    tensor
+        −1 where x < 0, else +1, in the shape and dtype of `x`. Gradient: see `straight_through`.
+    """
+    del threshold
+    x = tf.convert_to_tensor(x)
+    return straight_through(x, 2 * tf.cast(x >= 0, x.dtype) - 1)
+
+
+def ternarize(x, threshold):
+    """sign(x)·[|x| > threshold], with the straight-through gradient.
+
+    Parameters
+    ----------
+    x : tensor
+    threshold : float or scalar tensor
+        No gradient flows through it.
+
+    Returns
+    -------
+    tensor
+        −1, 0 or +1, in the shape and dtype of `x`. Gradient: see `straight_through`.
+    """
+    x = tf.convert_to_tensor(x)
+    threshold = tf.cast(threshold, x.dtype)
+    return straight_through(x, tf.cast(x > threshold, x.dtype) - tf.cast(x < -threshold, x.dtype))
+
+
+def clip(x, threshold=0.0):
+    """clip(x, −1, 1): what stands in for a quantizer where a layer is not quantized.
+
+    It is the function whose gradient the straight-through sign borrows. On latent weights, which
+    never leave [−1, 1], it is the identity.
+    """
+    del threshold
+    return tf.clip_by_value(x, -1, 1)
+
+
+QUANTIZERS = {"binary": binarize, "ternary": ternarize, "clip": clip}
+
+
+def quantizer_named(name):
+    """The quantizer registered under `name`.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if name not in QUANTIZERS:
+        raise ValueError(f"no quantizer named {name!r}; known are {', '.join(QUANTIZERS)}")
+    return QUANTIZERS[name]
+
+
+# --- Layers -----------------------------------------------------------------------------------
+
+register = keras.saving.register_keras_serializable("bnn")
+
+
+@register
+class WeightClip(keras.constraints.Constraint):
+    """Keep latent weights in [−1, 1]: beyond it no straight-through gradient could move them."""
+
+    def __call__(self, w):
+        return tf.clip_by_value(w, -1.0, 1.0)
+
+
+@register
+class ShiftBatchNormalization(keras.layers.BatchNormalization):
+    """Batch norm over all axes but the last, with a shift β and no scale.
+
+    Training normalizes with the batch's own mean and (biased) variance, through the framework's
+    fused kernel. Inference is (x − mean)·(variance + ε)^(−1/2) + β in exactly this order: every
+    step is monotone in x also after rounding, so a threshold on x can stand for it.
+
+    Parameters
+    ----------
+    momentum : float
+        Weight of the old value in the moving averages.
+    """
+
+    def __init__(self, momentum=0.99, **kwargs):
+        super().__init__(momentum=momentum, scale=False, autocast=False, **kwargs)
+
+    def call(self, inputs, training=False):
+        if training:
+            return self._normalize_by_batch(inputs)
+        mean, variance, beta = map(
+            tf.convert_to_tensor, (self.moving_mean, self.moving_variance, self.beta)
+        )
+        return (inputs - mean) * tf.math.rsqrt(variance + self.epsilon) + beta
+
+    def _normalize_by_batch(self, inputs):
+        shape = tf.shape(inputs)
+        channels = inputs.shape[-1]
+        # The fused kernel wants four axes, and keeps its statistics in float32 for any input.
+        out, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=tf.reshape(inputs, [-1, 1, 1, channels]) if inputs.shape.rank != 4 else inputs,
+            scale=tf.ones([channels]),
+            offset=tf.convert_to_tensor(self.beta),
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        count = tf.cast(tf.size(inputs) // channels, tf.float32)
+        # It reports the unbiased variance but normalizes with the biased one; inference should
+        # see what training saw.
+        self._follow(self.moving_mean, mean)
+        self._follow(self.moving_variance, variance * (tf.maximum(count - 1, 1) / count))
+        return tf.reshape(out, shape)
+
+    def _follow(self, average, value):
+        average.assign(average * self.momentum + value * (1 - self.momentum))
+
+    def get_config(self):
+        # The base class lists options that this one fixes.
+        return {**keras.layers.Layer.get_config(self), "momentum": self.momentum}
+
+
+class QuantizedLayer(keras.layers.Layer):
+    """What `BinaryConv2D` and `BinaryDense` share: θ(batch norm(pool(A·θ(w^c)))).
+
+    Inference is always computed in float32, whatever the dtype policy: under `mixed_bfloat16`
+    only training uses bfloat16, and latent weights and batch-norm statistics stay float32.
+
+    Integer images (uint8) mean 2x/255 − 1. The layer then works on the odd integers 2x − 255,
+    which float32 and bfloat16 both hold exactly, and divides by 255 once after pooling.
+
+    Attributes
+    ----------
+    latent_kernel : keras.Variable
+        w^c, float32, output units on the last axis.
+    batch_norm : ShiftBatchNormalization
+    """
+
+    def __init__(
+        self,
+        units,
+        weight_quantizer="binary",
+        activation_quantizer="binary",
+        threshold=0.0,
+        threshold_sigma=None,
+        bn_momentum=0.99,
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        if units != int(units) or units < 1:
+            raise ValueError(f"a layer needs at least one output unit, not {units}")
+        if threshold_sigma is not None and threshold != 0:
+            raise ValueError("threshold and threshold_sigma exclude each other: give one")
+        for name, value in (("threshold", threshold), ("threshold_sigma", threshold_sigma or 0)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, not {value}")
+        quantizer_named(weight_quantizer)
+        if activation_quantizer is not None:
+            quantizer_named(activation_quantizer)
+        self.units = int(units)
+        self.weight_quantizer = weight_quantizer
+        self.activation_quantizer = activation_quantizer
+        self.threshold = threshold
+        self.threshold_sigma = threshold_sigma
+        self.bn_momentum = bn_momentum
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.batch_norm = ShiftBatchNormalization(bn_momentum, name="batch_norm", dtype="float32")
+
+    def _add_kernel(self, shape):
+        self.latent_kernel = self.add_weight(
+            name="latent_kernel",
+            shape=shape,
+            initializer=self.kernel_initializer,
+            constraint=WeightClip(),
+            dtype="float32",
+            autocast=False,
+        )
+
+    def quantized_kernel(self, latent=None):
+        """w^b = θ(w^c), float32, in the kernel's shape."""
+        latent = tf.convert_to_tensor(self.latent_kernel if latent is None else latent)
+        return quantizer_named(self.weight_quantizer)(latent, self.weight_threshold(latent))
+
+    def weight_threshold(self, latent):
+        """The threshold on weights: `threshold`, or `threshold_sigma` standard deviations."""
+        if self.threshold_sigma is None:
+            return self.threshold
+        return self.threshold_sigma * tf.stop_gradient(tf.math.reduce_std(latent))
+
+    def quantized_output(self, pre_activation):
+        """θ on batch-normed activations; the identity in a layer without activation quantizer."""
+        if self.activation_quantizer is None:
+            return tf.cast(pre_activation, tf.float32)
+        threshold = self.threshold if self.threshold_sigma is None else self.threshold_sigma
+        return quantizer_named(self.activation_quantizer)(pre_activation, threshold)
+
+    def dot_products(self, inputs, kernel):
+        """A·W in float32, before pooling and batch norm.
+
+        Parameters
+        ----------
+        inputs : tensor
+            What the layer is called on.
+        kernel : tensor
+            Of the shape of `latent_kernel`: w^b, w^c or another.
+        """
+        inputs = tf.convert_to_tensor(inputs)
+        return self._rescale(inputs, self._multiply(inputs, kernel, "float32"))
+
+    def pre_activation(self, inputs, training=False):
+        """batch norm(pool(A·w^b)), what the activation quantizer sees."""
+        inputs = tf.convert_to_tensor(inputs)
+        dtype = self.compute_dtype if training else "float32"
+        products = self._pool(self._multiply(inputs, self.quantized_kernel(), dtype))
+        return self.batch_norm(self._rescale(inputs, products), training=training)
+
+    def call(self, inputs, training=False):
+        return self.quantized_output(self.pre_activation(inputs, training))
+
+    def _multiply(self, inputs, kernel, dtype):
+        if inputs.dtype == tf.uint8:
+            inputs = 2 * tf.cast(inputs, dtype) - 255
+        return self._linear(tf.cast(inputs, dtype), tf.cast(kernel, dtype))
+
+    @staticmethod
+    def _rescale(inputs, products):
+        return products / 255 if inputs.dtype == tf.uint8 else products
+
+    def _linear(self, inputs, kernel):
+        raise NotImplementedError
+
+    def _pool(self, products):
+        return products
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "weight_quantizer": self.weight_quantizer,
+            "activation_quantizer": self.activation_quantizer,
+            "threshold": self.threshold,
+            "threshold_sigma": self.threshold_sigma,
+            "bn_momentum": self.bn_momentum,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@register
+class BinaryConv2D(QuantizedLayer):
+    """Convolution with quantized weights, then pooling, batch norm and quantized output.
+
+    SAME zero padding, stride 1, no bias. NHWC images; kernels HWIO.
+
+    Parameters
+    ----------
+    filters : int
+    kernel_size : int
+    pool : bool
+        2×2 max pooling (SAME: odd sizes round up) between convolution and batch norm.
+    weight_quantizer, activation_quantizer : str
+        Names in `QUANTIZERS`; None for an activation leaves the output at batch norm.
+    threshold : float
+        Of the ternary quantizer, for weights and activations alike.
+    threshold_sigma : float, optional
+        Instead of `threshold`: that many standard deviations of the latent weights, taken anew
+        in every step, and the same number itself on batch-normed activations.
+    bn_momentum : float
+    kernel_initializer : str or keras.initializers.Initializer
+        Of the latent weights.
+
+    Raises
+    ------
+    ValueError
+        If a quantizer is not registered, a size is not positive or a threshold is negative.
+    """
+
+    def __init__(self, filters, kernel_size=3, pool=False, **kwargs):
+        super().__init__(filters, **kwargs)
+        if kernel_size != int(kernel_size) or kernel_size < 1:
+            raise ValueError(f"kernel_size must be a whole number of at least 1, not {kernel_size}")
+        self.kernel_size = int(kernel_size)
+        self.pool = bool(pool)
+
+    def build(self, input_shape):
+        self._add_kernel((self.kernel_size, self.kernel_size, input_shape[-1], self.units))
+        self.batch_norm.build(self.compute_output_shape(input_shape))
+
+    def compute_output_shape(self, input_shape):
+        batch, *sizes, _ = input_shape
+        if self.pool:
+            sizes = [None if size is None else -(-size // 2) for size in sizes]
+        return (batch, *sizes, self.units)
+
+    def _linear(self, inputs, kernel):
+        return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME")
+
+    def _pool(self, products):
+        return tf.nn.max_pool2d(products, 2, 2, "SAME") if self.pool else products
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.units,
+            "kernel_size": self.kernel_size,
+            "pool": self.pool,
+        }
+
+
+@register
+class BinaryDense(QuantizedLayer):
+    """Fully connected layer with quantized weights, then batch norm and quantized output.
+
+    Kernels have the shape (inputs, units). The other parameters are those of `BinaryConv2D`.
+
+    Parameters
+    ----------
+    units : int
+    """
+
+    def build(self, input_shape):
+        self._add_kernel((input_shape[-1], self.units))
+        self.batch_norm.build(self.compute_output_shape(input_shape))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def _linear(self, inputs, kernel):
+        return tf.matmul(inputs, kernel)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+# --- Losses -----------------------------------------------------------------------------------
+
+
+@register
+def squared_hinge(labels, scores):
+    """Mean over classes of max(0, 1 − t·s)², t = +1 at the label's class and −1 elsewhere.
+
+    Parameters
+    ----------
+    labels : tensor of integers, shape (n,) or (n, 1)
+    scores : tensor, shape (n, classes)
+
+    Returns
+    -------
+    tensor, shape (n,)
+    """
+    targets = 2 * tf.one_hot(tf.reshape(tf.cast(labels, tf.int32), [-1]), scores.shape[-1]) - 1
+    return tf.reduce_mean(tf.square(tf.nn.relu(1 - targets * scores)), axis=-1)
+
+
+def loss_named(loss_mode):
+    """`squared_hinge` for 'hinge-loss', cross-entropy on logits for 'softmax'."""
+    if loss_mode == "softmax":
+        # From logits: log(softmax(s)) underflows to −inf where one score is far ahead.
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return squared_hinge
+
+
+# --- Input pipeline ---------------------------------------------------------------------------
+
+
+def training_batches(x, y, batch_size, seed, epochs, initial_epoch=0):
+    """All batches of a training, epoch after epoch, each epoch in a shuffled order of its own.
+
+    The order depends on (seed, epoch) alone, so a training that resumes at `initial_epoch` sees
+    what an uninterrupted one would have seen. Images stay as they are (uint8 on the host).
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, height, width, channels)
+    y : ndarray, shape (n,)
+    batch_size : int
+        The n mod batch_size images left over in an epoch are not used in it.
+    seed : int
+    epochs, initial_epoch : int
+
+    Returns
+    -------
+    tf.data.Dataset
+        Of (epochs − initial_epoch)·(n // batch_size) pairs.
+    """
+    images, labels = tf.constant(x), tf.constant(y)
+
+    def batches_of(epoch):
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(len(x)), seed=tf.stack([tf.cast(seed, tf.int64), epoch])
+        )
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
+        return batches.map(lambda batch: (tf.gather(images, batch), tf.gather(labels, batch)))
+
+    epochs_left = tf.data.Dataset.range(initial_epoch, epochs)
+    return epochs_left.flat_map(batches_of).prefetch(tf.data.AUTOTUNE)

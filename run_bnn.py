@@ -1,0 +1,268 @@
+"""Train a binary or ternary network on CIFAR-10, MNIST or digits, and look inside it.
+
+python run_bnn.py                       # the paper's network on CIFAR-10
+python run_bnn.py --data_set digits     # data that scikit-learn carries
+"""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from data.download_data import download
+from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_data, missing_files
+from utils import (
+    NetworkParams,
+    TrainingParams,
+    one_line_errors,
+    require,
+    saved_parameters,
+    write_json,
+)
+
+CHECKPOINT = "network.keras"
+# Images from which the table's correlations are taken: enough for three digits.
+TABLE_IMAGES = 500
+# --debug keeps this many images of each split, as published, and by default this many epochs.
+DEBUG_IMAGES, DEBUG_EPOCHS = 100, 2
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
+def parser():
+    """The command line; a flag that is not given is absent from what it returns."""
+    network, training = NetworkParams(), TrainingParams()
+    cli = argparse.ArgumentParser(
+        prog="run_bnn.py",
+        description=__doc__.splitlines()[0],
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+
+    def add(group, flag, default, text, **options):
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(flag, help=f"{text} (default: {shown})", **options)
+
+    whole = {"type": int, "metavar": "N"}
+    number = {"type": float, "metavar": "X"}
+    several = {"type": int, "nargs": "*", "metavar": "N"}
+
+    files = cli.add_argument_group("data and files")
+    add(files, "--data_set", "cifar-10", "what to train on", choices=DATA_SETS)
+    add(files, "--data_dir", "$BNN_DATA_DIR, else data/", "folder of the data sets")
+    add(files, "--valid_size", "500; MNIST 10000", "last training images, for validation", **whole)
+    add(files, "--out_dir", "output/<data_set>_<kind>", "the run's own folder")
+    add(files, "--param_file", "none", "start from this checkpoint, with its network parameters")
+    add(files, "--ckpt_n", 10, "write the checkpoint every N epochs", **whole)
+
+    net = cli.add_argument_group("network")
+    add(net, "--conv", network.conv, "filters of each convolutional layer", **several)
+    add(net, "--filter_size", network.filter_size, "height and width of the filters", **whole)
+    add(net, "--max_pool", (0, 1, 0, 1, 0, 1), "per conv layer: 1 for 2×2 pooling", **several)
+    add(net, "--fc", network.fc, "units of each fully connected layer", **several)
+    add(net, "--levels", 2, "2 for binary, 3 for ternary", type=int, choices=(2, 3))
+    add(net, "--threshold", "0.0; ternary 0.02", "of the ternary quantizer", **number)
+    add(net, "--threshold_sigma", "none", "threshold in standard deviations", **number)
+    add(net, "--continuous", "off", "quantize nothing", action="store_true")
+
+    train = cli.add_argument_group("training")
+    add(train, "--epochs", training.epochs, "0 only evaluates", **whole)
+    add(train, "--batch_size", training.batch_size, "images in a step", **whole)
+    add(train, "--lr_start", training.lr_start, "learning rate of the first epoch", **number)
+    add(train, "--lr_end", "0.0000003", "learning rate that the decay leads to", **number)
+    add(
+        train,
+        "--loss_mode",
+        training.loss_mode,
+        "loss function",
+        choices=("hinge-loss", "softmax"),
+    )
+    add(train, "--seed", training.seed, "of initialization and shuffling", **whole)
+    add(
+        train,
+        "--debug",
+        "off",
+        f"{DEBUG_IMAGES} images of each split and, unless told, {DEBUG_EPOCHS} epochs",
+        action="store_true",
+    )
+    return cli
+
+
+def network_params(args):
+    """NetworkParams that the flags describe, or those of the checkpoint in --param_file.
+
+    Raises
+    ------
+    ValueError
+        If the flags are out of range, or contradict the checkpoint.
+    """
+    given = {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(NetworkParams)
+        if field.name in args
+    }
+    if "continuous" in args:
+        given.update(bin_weights=False, bin_acts=False)
+    if "param_file" not in args:
+        return NetworkParams(**given)
+    saved = saved_parameters(args.param_file)[2]
+    # Only what is given can contradict, and only as the dataclass understands it.
+    wanted = dataclasses.replace(saved, **given)
+    for field in dataclasses.fields(saved):
+        before, now = getattr(saved, field.name), getattr(wanted, field.name)
+        require(
+            before == now,
+            f"--param_file was trained with {field.name} {before}, the flags say {now}: "
+            "drop the flag or the file",
+        )
+    return saved
+
+
+def training_params(args):
+    """TrainingParams that the flags describe."""
+    names = [field.name for field in dataclasses.fields(TrainingParams) if field.name in args]
+    given = {name: getattr(args, name) for name in names}
+    if "debug" in args:
+        given.setdefault("epochs", DEBUG_EPOCHS)
+    return TrainingParams(**given)
+
+
+def prepared_folder(path):
+    """`path` as a folder that can be written to.
+
+    Raises
+    ------
+    ValueError
+        If it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(f"cannot write to --out_dir {path}: {error.strerror}") from None
+    return path
+
+
+def load_images(args, data_set):
+    """The data set, downloaded if it is missing."""
+    folder = getattr(args, "data_dir", None)
+    if missing_files(data_set, folder):
+        download(data_set, folder)
+    data = load_data(data_set, folder, getattr(args, "valid_size", None))
+    return data._make(part[:DEBUG_IMAGES] for part in data) if "debug" in args else data
+
+
+def check_checkpoint_fits(path, data_set):
+    """Raise ValueError unless the checkpoint at `path` takes images of `data_set`."""
+    in_dim, out_dim, *_ = saved_parameters(path)
+    wanted = IMAGE_SHAPES[data_set], NUM_CLASSES
+    require(
+        (tuple(in_dim), out_dim) == wanted,
+        f"{path} takes images of shape {tuple(in_dim)} with {out_dim} classes, "
+        f"but {data_set} has {wanted[0]} with {wanted[1]}: choose another --data_set",
+    )
+
+
+def git_revision():
+    """Revision of the code, with '-dirty' after it where files were changed, or None."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def run_record(argv, data_set, network, training):
+    """What traces the figures of a run to what made them."""
+    return {
+        "command": ["run_bnn.py", *argv],
+        "data_set": data_set,
+        "data_md5": data_md5(data_set),
+        "network_params": dataclasses.asdict(network),
+        "training_params": dataclasses.asdict(training),
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
+        },
+        "git_revision": git_revision(),
+    }
+
+
+# --- Run --------------------------------------------------------------------------------------
+
+
+def callbacks(network, out_dir, every):
+    """Keras callbacks that write history, TensorBoard's files and the checkpoint."""
+    import keras
+
+    def save(epoch, logs):
+        if (epoch + 1) % every == 0:
+            network.save(out_dir / CHECKPOINT)
+
+    return [
+        keras.callbacks.CSVLogger(out_dir / "history.csv"),
+        keras.callbacks.TensorBoard(out_dir / "tensorboard"),
+        keras.callbacks.LambdaCallback(on_epoch_end=save),
+    ]
+
+
+def run(argv):
+    """Do what the command line says; ValueError or OSError where it cannot be done."""
+    args = parser().parse_args(argv)
+    data_set = getattr(args, "data_set", "cifar-10")
+    network, training = network_params(args), training_params(args)
+    every = getattr(args, "ckpt_n", 10)
+    require(every >= 1, f"--ckpt_n must be at least 1, not {every}")
+    if "param_file" in args:
+        check_checkpoint_fits(args.param_file, data_set)
+    out_dir = Path(getattr(args, "out_dir", f"output/{data_set}_{network.kind}"))
+    if training.epochs:
+        prepared_folder(out_dir)
+    data = load_images(args, data_set)
+
+    # Only now, as it takes seconds: a wrong flag should be answered at once.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from bnn import BinaryNeuralNetwork
+    from plotting import run_figures
+    from report import format_table, measure_layers
+
+    bnn = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], NUM_CLASSES, network, training)
+    checkpoint = getattr(args, "param_file", None)
+    if checkpoint:
+        bnn.model.load_weights(checkpoint)
+    print(f"{network.kind} network with {bnn.weight_count / 1e6:.2f} million weights on {data_set}")
+    if training.epochs:
+        checkpoint = out_dir / CHECKPOINT
+        write_json(out_dir / "run.json", run_record(argv, data_set, network, training))
+        bnn.fit(
+            data.x_train,
+            data.y_train,
+            data.x_valid,
+            data.y_valid,
+            callbacks(bnn, out_dir, every),
+        )
+        bnn.save(checkpoint)
+    layers = measure_layers(bnn, data.x_test[:TABLE_IMAGES])
+    print(format_table(layers))
+    if training.epochs:
+        run_figures(layers, out_dir / "figures")
+    print(f"test accuracy {bnn.score(data.x_test, data.y_test):.4f}")
+    print(checkpoint or "no checkpoint: nothing was trained")
+
+
+def main(argv=None):
+    """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
+    with one_line_errors("run_bnn.py"):
+        run(sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    main()

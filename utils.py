@@ -1,0 +1,319 @@
+"""What needs no TensorFlow: parameters, files written whole or not at all, one-line errors."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import numbers
+import os
+import sys
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+BAD_INPUT = 2
+
+
+# --- Files ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Give a temporary path in the folder of `path` that takes its place when the block ends.
+
+    A block that raises leaves `path` as it was and nothing beside it, so no reader ever sees a
+    half-written file.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write. Missing folders are made.
+
+    Yields
+    ------
+    pathlib.Path
+        Where to write. It keeps the suffix of `path`, which some writers insist on.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes private files; what is published follows the user's umask.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write `text` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON to `path`, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def file_digest(path, algorithm="md5"):
+    """Hexadecimal digest of the file at `path`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+@contextlib.contextmanager
+def one_line_errors(program):
+    """End the process with one line and exit code 2 when the block meets bad input.
+
+    Bad input is a ValueError or an OSError (missing or unreadable file, full disk). Everything
+    else is a fault of the program and keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"{program}: error: {message}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+
+
+# --- Parameters -------------------------------------------------------------------------------
+
+
+def frozen(value):
+    """Tuples all the way down, as JSON and the command line give lists."""
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def require(condition, message):
+    if not condition:
+        raise ValueError(message)
+
+
+def is_whole(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _require_sizes(name, sizes):
+    require(isinstance(sizes, tuple), f"{name} must be a list of layer sizes, not {sizes!r}")
+    require(
+        all(is_whole(size) and size >= 1 for size in sizes),
+        f"{name} must hold whole numbers of at least 1, not {list(sizes)}",
+    )
+
+
+def _require_number(name, value, low, high=math.inf, open_low=False):
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    inside = number and math.isfinite(value) and (low < value if open_low else low <= value)
+    bound = f"{'above' if open_low else 'at least'} {low}"
+    bound += "" if high == math.inf else f" and at most {high}"
+    require(inside and value <= high, f"{name} must be a number {bound}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class NetworkParams:
+    """What the network is. The defaults are the paper's CIFAR-10 network.
+
+    Parameters
+    ----------
+    conv : sequence of int
+        Filters of each convolutional layer; may be empty.
+    filter_size : int
+        Height and width of every filter.
+    max_pool : sequence of bool
+        One entry per convolutional layer: is it followed by 2×2 max pooling?
+    fc : sequence of int
+        Units of each fully connected layer but the output.
+    bin_weights, bin_acts : bool or sequence of bool
+        Quantize weights and activations? One for all layers, or one per layer: convolutional,
+        fully connected, output. The output's activation is never quantized.
+    levels : {2, 3}
+        Binary or ternary.
+    threshold : float, optional
+        Of the ternary quantizer, for weights and activations alike. By default the paper's 0.02
+        with three levels, unless `threshold_sigma` is given.
+    threshold_sigma : float, optional
+        Instead of `threshold`: in units of the standard deviation of each layer's latent weights,
+        and of 1 for batch-normed activations.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range or two of them contradict each other.
+    """
+
+    conv: tuple = (128, 128, 256, 256, 512, 512)
+    filter_size: int = 3
+    max_pool: tuple = (False, True, False, True, False, True)
+    fc: tuple = (1024, 1024)
+    bin_weights: bool | tuple = True
+    bin_acts: bool | tuple = True
+    levels: int = 2
+    threshold: float | None = None
+    threshold_sigma: float | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, frozen(getattr(self, field.name)))
+        _require_sizes("conv", self.conv)
+        _require_sizes("fc", self.fc)
+        require(
+            is_whole(self.filter_size) and self.filter_size >= 1,
+            f"filter_size must be a whole number of at least 1, not {self.filter_size!r}",
+        )
+        self._check_switches()
+        self._check_thresholds()
+
+    def _check_switches(self):
+        pool = self.max_pool
+        require(
+            isinstance(pool, tuple) and len(pool) == len(self.conv),
+            f"max_pool needs one entry per conv layer: {len(self.conv)}, not {pool!r}",
+        )
+        require(all(p in (0, 1) for p in pool), f"max_pool must hold 0 or 1, not {list(pool)}")
+        object.__setattr__(self, "max_pool", tuple(map(bool, pool)))
+        for name in ("bin_weights", "bin_acts"):
+            values = self.per_layer(name)
+            require(
+                len(values) == self.layers and all(v in (0, 1) for v in values),
+                f"{name} must be one bool, or one per layer (conv, fc, output: {self.layers}), "
+                f"not {getattr(self, name)!r}",
+            )
+            values = tuple(map(bool, values))
+            object.__setattr__(self, name, values[0] if len(set(values)) == 1 else values)
+
+    def _check_thresholds(self):
+        require(self.levels in (2, 3), f"levels must be 2 or 3, not {self.levels!r}")
+        if self.threshold_sigma is not None:
+            _require_number("threshold_sigma", self.threshold_sigma, 0)
+            require(
+                not self.threshold, "threshold and threshold_sigma exclude each other: give one"
+            )
+            require(self.levels == 3, "threshold_sigma needs levels 3")
+        if self.threshold is None:
+            published = 0.02 if self.levels == 3 and self.threshold_sigma is None else 0.0
+            object.__setattr__(self, "threshold", published)
+        _require_number("threshold", self.threshold, 0)
+        require(self.levels == 3 or self.threshold == 0, "a threshold needs levels 3")
+
+    @property
+    def layers(self):
+        """Number of layers with weights."""
+        return len(self.conv) + len(self.fc) + 1
+
+    def per_layer(self, name):
+        """`bin_weights` or `bin_acts` as a tuple with one entry per layer."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * self.layers
+
+    @property
+    def kind(self):
+        """'binary', 'ternary' or, where nothing is quantized, 'continuous'."""
+        if self.bin_weights is False and self.bin_acts is False:
+            return "continuous"
+        return "binary" if self.levels == 2 else "ternary"
+
+
+@dataclass(frozen=True)
+class TrainingParams:
+    """How the network is trained. The defaults are the paper's.
+
+    Parameters
+    ----------
+    batch_size, epochs : int
+    lr_start, lr_end : float
+        Epoch e of n runs at lr_start·(lr_end/lr_start)^(e/n).
+    loss_mode : {'hinge-loss', 'softmax'}
+    bn_momentum : float
+        Weight of the old value in batch norm's moving averages. The published 0.999 needs some
+        5,000 steps before its statistics mean anything.
+    seed : int
+        Fixes the initialization and the shuffling.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+
+    batch_size: int = 50
+    epochs: int = 500
+    lr_start: float = 1e-3
+    lr_end: float = 3e-7
+    loss_mode: str = "hinge-loss"
+    bn_momentum: float = 0.99
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, low in (("batch_size", 1), ("epochs", 0), ("seed", 0)):
+            value = getattr(self, name)
+            require(
+                is_whole(value) and low <= value < 2**31,
+                f"{name} must be a whole number from {low} to 2^31 - 1, not {value!r}",
+            )
+        _require_number("lr_start", self.lr_start, 0, open_low=True)
+        _require_number("lr_end", self.lr_end, 0, open_low=True)
+        _require_number("bn_momentum", self.bn_momentum, 0, 1)
+        require(
+            self.loss_mode in ("hinge-loss", "softmax"),
+            f"loss_mode must be hinge-loss or softmax, not {self.loss_mode!r}",
+        )
+
+    def learning_rate(self, epoch):
+        """Learning rate of `epoch`, counted from 0."""
+        return self.lr_start * (self.lr_end / self.lr_start) ** (epoch / max(self.epochs, 1))
+
+
+def saved_parameters(path):
+    """Parameters in the checkpoint at `path`, once every part of it has its stored check sum.
+
+    Returns
+    -------
+    tuple
+        (in_dim, out_dim, NetworkParams, TrainingParams).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file at `path`.
+    ValueError
+        If it is no checkpoint of this program, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            require(damaged is None, f"the check sum of {damaged} is wrong")
+            saved = json.loads(archive.read("config.json"))
+        require(saved.get("registered_name") == "bnn>BinaryModel", "it holds another model")
+        config = saved["config"]
+        return (
+            config["in_dim"],
+            config["out_dim"],
+            NetworkParams(**config["network_params"]),
+            TrainingParams(**config["training_params"]),
+        )
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of this program: {error}") from None
