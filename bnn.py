@@ -9,10 +9,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-import keras
-import numpy as np
-
-import graph_ops
+import graph_ops  # First: see there.
 from utils import (
     NetworkParams,
     TrainingParams,
@@ -22,6 +19,10 @@ from utils import (
     require,
     saved_parameters,
 )
+
+# isort: split
+import keras
+import numpy as np
 
 # Images in one batch wherever nothing is learned from it.
 INFERENCE_BATCH = 100

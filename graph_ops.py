@@ -8,6 +8,9 @@ arXiv 1602.02830).
 
 import math
 
+import utils  # noqa: F401 (first: its settings are read when TensorFlow is imported)
+
+# isort: split
 import keras
 import tensorflow as tf
 

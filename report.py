@@ -4,13 +4,14 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import keras
-import numpy as np
-
 import geometry
 from bnn import INFERENCE_BATCH
 from data.load_data import data_set_of, missing_files
 from utils import saved_parameters
+
+# isort: split
+import keras
+import numpy as np
 
 # Images that fix the histograms' extents: the first ones, so that no batch size changes them.
 PILOT_IMAGES = 50

@@ -6,7 +6,6 @@ python run_bnn.py --data_set digits     # data that scikit-learn carries
 
 import argparse
 import dataclasses
-import os
 import subprocess
 import sys
 import tempfile
@@ -229,7 +228,6 @@ def run(argv):
     data = load_images(args, data_set)
 
     # Only now, as it takes seconds: a wrong flag should be answered at once.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from bnn import BinaryNeuralNetwork
     from plotting import run_figures
     from report import format_table, measure_layers

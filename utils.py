@@ -16,6 +16,11 @@ from pathlib import Path
 
 BAD_INPUT = 2
 
+# Read when TensorFlow is imported. It leaves oneDNN's kernels off on processors without AVX-512,
+# where they still halve the time of a training step.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 
 # --- Files ------------------------------------------------------------------------------------
 

@@ -1,0 +1,164 @@
+"""Smoke test of the whole network; `python bnn_test.py` runs it without anything else."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
+from graph_ops_test import numpy_convolution, numpy_pool
+
+KINDS = {
+    "binary": {},
+    "ternary": {"levels": 3},
+    "ternary_sigma": {"levels": 3, "threshold_sigma": 0.6},
+    "continuous": {"bin_weights": False, "bin_acts": False},
+    "mixed": {"bin_weights": [1, 0, 1, 1], "bin_acts": [0, 1, 1, 1]},
+}
+
+
+def small_network(**changes):
+    params = {"conv": [5, 6], "max_pool": [0, 1], "fc": [7], **changes}
+    training = TrainingParams(epochs=2, batch_size=8, lr_start=1e-2, lr_end=1e-3)
+    return BinaryNeuralNetwork((9, 7, 2), 4, NetworkParams(**params), training)
+
+
+def random_images(count=24, dtype=np.uint8):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 9, 7, 2)).astype(np.uint8)
+    images = images if dtype == np.uint8 else (2 * images.astype(np.float32) - 255) / 255
+    return images, rng.integers(0, 4, count)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32], ids=["uint8", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_saves_and_reloads(kind, dtype, tmp_path):
+    x, y = random_images(dtype=dtype)
+    network = small_network(**KINDS[kind]).fit(x, y, x[:8], y[:8])
+    assert np.isfinite(network.history["val_loss"]).all()
+    network.save(tmp_path / "network.keras")
+    opened = BinaryNeuralNetwork.load(tmp_path / "network.keras")
+    np.testing.assert_array_equal(opened.predict(x), network.predict(x))
+    assert opened.network_params == network.network_params
+    assert opened.training_params == network.training_params
+
+
+def trained(**changes):
+    x, y = random_images()
+    return small_network(**changes).fit(x, y), x, y
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary", "continuous", "mixed"])
+def test_predict_is_an_independent_forward_pass(kind):
+    network, x, _ = trained(**KINDS[kind])
+    params = network.network_params
+    out = (2 * x.astype(np.float64) - 255) / 255
+
+    def quantized(values, wanted):
+        if not wanted:
+            return np.clip(values, -1, 1)
+        if params.levels == 2:
+            return np.where(values >= 0, 1.0, -1.0)
+        return np.sign(values) * (np.abs(values) > params.threshold)
+
+    layers = network.model.quantized_layers
+    switches = zip(params.per_layer("bin_weights"), params.per_layer("bin_acts"), strict=True)
+    for i, (layer, (weights, acts)) in enumerate(zip(layers, switches, strict=True)):
+        kernel = quantized(layer.latent_kernel.numpy(), weights)
+        if i < 2:
+            out = numpy_convolution(out, kernel)
+            out = numpy_pool(out) if params.max_pool[i] else out
+        else:
+            out = out.reshape(len(x), -1) @ kernel
+        norm = layer.batch_norm
+        mean, variance, beta = (
+            v.numpy() for v in (norm.moving_mean, norm.moving_variance, norm.beta)
+        )
+        out = (out - mean) / np.sqrt(variance + 1e-3) + beta
+        out = out if i == len(layers) - 1 else quantized(out, acts)
+    np.testing.assert_allclose(network.predict(x), out, rtol=1e-4, atol=1e-4)
+
+
+def test_inspect_network_shows_what_predict_computes():
+    network, x, _ = trained()
+    inside = network.inspect_network(x)
+    np.testing.assert_allclose(inside["x"], x / 127.5 - 1, atol=1e-6)
+    assert [t["wc"].shape for t in inside["conv_tensors"]] == [(3, 3, 2, 5), (3, 3, 5, 6)]
+    assert [t["wc"].shape for t in inside["fc_tensors"]] == [(5 * 4 * 6, 7), (7, 4)]
+    for tensors in (*inside["conv_tensors"], *inside["fc_tensors"][:-1]):
+        signs = np.where(tensors["pre_bin_act"] >= 0, 1, -1)
+        np.testing.assert_array_equal(tensors["post_bin_act"], signs)
+        np.testing.assert_array_equal(tensors["wb"], np.where(tensors["wc"] >= 0, 1, -1))
+    np.testing.assert_array_equal(inside["fc_tensors"][-1]["post_bin_act"], network.predict(x))
+
+
+def test_defaults_are_the_papers_network():
+    network = BinaryNeuralNetwork((32, 32, 3), 10)
+    fan_ins = [np.prod(t.latent_kernel.shape[:-1]) for t in network.model.quantized_layers]
+    assert fan_ins == [27, 1152, 1152, 2304, 2304, 4608, 8192, 1024, 1024]
+    assert round(network.weight_count / 1e6, 1) == 14.0
+
+
+def test_learning_rate_decays_from_the_first_epoch():
+    params = TrainingParams(epochs=500)
+    assert params.learning_rate(0) == 1e-3
+    assert params.learning_rate(250) == pytest.approx((1e-3 * 3e-7) ** 0.5)
+
+
+def test_the_seed_fixes_everything():
+    x, y = random_images()
+    first, second = (small_network().fit(x, y) for _ in range(2))
+    assert first.history["loss"] == second.history["loss"]
+    np.testing.assert_array_equal(first.predict(x), second.predict(x))
+
+
+def test_training_learns():
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 4, 200)
+    x = rng.integers(0, 100, (200, 9, 7, 2)).astype(np.uint8)
+    # Each class has a bright quarter of the image of its own.
+    for image, label in zip(x, y, strict=True):
+        image[4 * (label // 2) : 4 + 4 * (label // 2), 3 * (label % 2) : 3 + 3 * (label % 2)] += 150
+    training = TrainingParams(epochs=10, batch_size=20, lr_start=1e-2, lr_end=1e-3)
+    params = NetworkParams(conv=[8], max_pool=[1], fc=[16])
+    network = BinaryNeuralNetwork((9, 7, 2), 4, params, training).fit(x[:150], y[:150])
+    assert network.score(x[150:], y[150:]) > 0.9
+
+
+def test_a_threshold_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="conv_1 without a single non-zero weight"):
+        small_network(levels=3, threshold=0.99)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((3, 9, 7, 1), np.uint8), None, "must have the shape"),
+        (np.zeros((9, 7, 2), np.uint8), None, "must have the shape"),
+        (np.zeros((0, 9, 7, 2), np.uint8), None, "not a single image"),
+        (np.zeros((3, 9, 7, 2)), None, "uint8 or float32, not float64"),
+        (np.full((3, 9, 7, 2), np.nan, np.float32), None, "NaN"),
+        (np.zeros((3, 9, 7, 2), np.uint8), np.array([0, 1, 4]), "between 0 and 3"),
+        (np.zeros((3, 9, 7, 2), np.uint8), np.array([0, -1, 1]), "between 0 and 3"),
+        (np.zeros((3, 9, 7, 2), np.uint8), np.array([0, 1]), "must have the shape"),
+        (np.zeros((3, 9, 7, 2), np.uint8), np.zeros(3), "must be integers"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused(x, y, message):
+    network = small_network()
+    with pytest.raises(ValueError, match=message):
+        network.predict(x) if y is None else network.fit(x, y)
+
+
+def test_load_names_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        BinaryNeuralNetwork.load(tmp_path / "missing.keras")
+    (tmp_path / "text.keras").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match="damaged or no checkpoint"):
+        BinaryNeuralNetwork.load(tmp_path / "text.keras")
+    with pytest.raises(ValueError, match=r"ends in \.keras"):
+        small_network().save(tmp_path / "network.h5")
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-q", "--import-mode=importlib"]))

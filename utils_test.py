@@ -1,0 +1,105 @@
+"""Files appear whole or not at all; parameters say what is wrong with them."""
+
+import json
+import stat
+import zipfile
+
+import pytest
+
+import utils
+from utils import NetworkParams, TrainingParams
+
+
+def test_atomic_path_replaces_the_file(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    utils.write_text(target, "first")
+    utils.write_text(target, "second")
+    assert target.read_text() == "second"
+    assert list(target.parent.iterdir()) == [target]
+    assert stat.S_IMODE(target.stat().st_mode) & 0o400
+
+
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "file.txt"
+    utils.write_text(target, "old")
+    with pytest.raises(RuntimeError), utils.atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_one_line_errors_prints_one_line(capsys):
+    with pytest.raises(SystemExit) as stop, utils.one_line_errors("prog"):
+        raise ValueError("two\nlines")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "prog: error: two lines\n"
+
+
+def test_one_line_errors_lets_bugs_through():
+    with pytest.raises(ZeroDivisionError), utils.one_line_errors("prog"):
+        raise ZeroDivisionError
+
+
+def test_parameters_survive_json():
+    params = NetworkParams(conv=[4, 4], max_pool=[0, 1], bin_acts=[1, 0, 1, 1, 1], levels=3)
+    again = NetworkParams(**json.loads(json.dumps(params.__dict__)))
+    assert again == params
+    assert params.threshold == 0.02
+    assert hash(params)
+
+
+def test_one_bool_stands_for_all_layers():
+    assert NetworkParams(bin_acts=[True] * 9) == NetworkParams()
+    assert NetworkParams(bin_weights=False).per_layer("bin_weights") == (False,) * 9
+    assert NetworkParams(bin_weights=False, bin_acts=False).kind == "continuous"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conv": 128}, "conv must be a list"),
+        ({"conv": [0], "max_pool": [0]}, "conv must hold whole numbers"),
+        ({"conv": [1.5], "max_pool": [0]}, "conv must hold whole numbers"),
+        ({"conv": [8]}, "max_pool needs one entry per conv layer: 1"),
+        ({"max_pool": [0, 1, 0, 1, 0, 2]}, "max_pool must hold 0 or 1"),
+        ({"fc": [-1]}, "fc must hold whole numbers"),
+        ({"filter_size": 0}, "filter_size must be"),
+        ({"bin_weights": [True]}, "bin_weights must be one bool, or one per layer"),
+        ({"bin_acts": [2] * 9}, "bin_acts must be one bool"),
+        ({"levels": 4}, "levels must be 2 or 3"),
+        ({"threshold": 0.1}, "a threshold needs levels 3"),
+        ({"levels": 3, "threshold": -0.1}, "threshold must be a number at least 0"),
+        ({"levels": 3, "threshold": 0.1, "threshold_sigma": 0.6}, "exclude each other"),
+        ({"threshold_sigma": 0.6}, "threshold_sigma needs levels 3"),
+        ({"levels": 3, "threshold_sigma": float("inf")}, "threshold_sigma must be"),
+    ],
+)
+def test_network_parameters_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkParams(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number from 1"),
+        ({"epochs": -1}, "epochs must be a whole number from 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"lr_start": 0}, "lr_start must be a number above 0"),
+        ({"lr_end": float("nan")}, "lr_end must be a number above 0"),
+        ({"bn_momentum": 1.5}, "bn_momentum must be a number at least 0 and at most 1"),
+        ({"loss_mode": "l2"}, "loss_mode must be"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_training_parameters_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingParams(**options)
+
+
+def test_a_zip_of_something_else_is_no_checkpoint(tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"registered_name": "other>Model"}))
+    with pytest.raises(ValueError, match="no checkpoint of this program: it holds another model"):
+        utils.saved_parameters(tmp_path / "other.keras")
