@@ -134,6 +134,112 @@ class BinaryModel(keras.Model):
         }
 
 
+class _StopOnDivergence(keras.callbacks.Callback):
+    """End the training at the first batch after which the loss is not finite."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        require(
+            np.isfinite(logs["loss"]),
+            f"the loss is not finite in epoch {self.epoch + 1}: try a smaller lr_start; "
+            "what was saved after earlier epochs is intact",
+        )
+
+
+# --- Layer after layer, over many images ------------------------------------------------------
+
+
+class Activations:
+    """The inputs of one layer for many images, those of −1, 0 and 1 as bits.
+
+    Layers that differ from here on only, as substituted ones do, start from it instead of from
+    the images. 10,000 images take 160 MB for the largest layer of the paper's network, twice that
+    in a ternary network; activations that are not quantized stay float32, 32 times as large.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, height, width, channels)
+        Images, as `BinaryNeuralNetwork.predict` takes them: the inputs of the first layer.
+    """
+
+    def __init__(self, x):
+        starts = range(0, len(x), INFERENCE_BATCH)
+        self._stored = [x[start : start + INFERENCE_BATCH] for start in starts]
+
+    def batches(self):
+        """The inputs, a tensor of `INFERENCE_BATCH` images at a time."""
+        return (keras.ops.convert_to_tensor(_unpacked(stored)) for stored in self._stored)
+
+    def through(self, layer):
+        """The inputs of the layer after `layer`."""
+        following = Activations(())
+        following._stored = [_packed(layer(_shaped(layer, x)).numpy()) for x in self.batches()]
+        return following
+
+
+def _shaped(layer, x):
+    """`x` as `layer` takes it: fully connected layers see vectors."""
+    return BinaryModel._flat(x) if isinstance(layer, graph_ops.BinaryDense) else x
+
+
+def _packed(values):
+    plus, minus = values > 0, values < 0
+    if not np.array_equal(values, plus.astype(np.int8) - minus.astype(np.int8)):
+        return values
+    planes = (plus,) if np.array_equal(plus, ~minus) else (plus, minus)
+    return values.shape, [np.packbits(plane) for plane in planes]
+
+
+def _unpacked(stored):
+    if isinstance(stored, np.ndarray):
+        return stored
+    shape, planes = stored
+    planes = [np.unpackbits(plane, count=math.prod(shape)).astype(np.float32) for plane in planes]
+    return (planes[0] - planes[1] if len(planes) == 2 else 2 * planes[0] - 1).reshape(shape)
+
+
+def refit_layers(layers, inputs):
+    """Re-estimate batch norm's mean and variance, layer after layer, over all given images.
+
+    Parameters
+    ----------
+    layers : sequence of graph_ops.QuantizedLayer
+        Each is called on the output of the one before.
+    inputs : Activations
+        Of the first of them.
+    """
+    for layer in layers:
+        count, mean, squares = 0, 0.0, 0.0
+        for x in inputs.batches():
+            products = layer.pooled_products(_shaped(layer, x)).numpy()
+            products = products.reshape(-1, products.shape[-1]).astype(np.float64)
+            own = products.mean(axis=0)
+            delta = own - mean
+            total = count + len(products)
+            squares += np.square(products - own).sum(axis=0)
+            squares += delta**2 * (count * len(products) / total)
+            mean += delta * (len(products) / total)
+            count = total
+        layer.batch_norm.moving_mean.assign(mean)
+        layer.batch_norm.moving_variance.assign(squares / count)
+        if layer is not layers[-1]:
+            inputs = inputs.through(layer)
+
+
+def layers_accuracy(layers, inputs, y):
+    """Accuracy of the network that ends with `layers`, fed with `inputs` of the first of them."""
+    correct, start = 0, 0
+    for x in inputs.batches():
+        for layer in layers:
+            x = layer(_shaped(layer, x))
+        labels = y[start : start + len(x)]
+        correct += np.count_nonzero(x.numpy().argmax(axis=1) == labels)
+        start += len(x)
+    return correct / len(y)
+
+
 # --- The network ------------------------------------------------------------------------------
 
 
@@ -211,7 +317,7 @@ class BinaryNeuralNetwork:
 
     # Training
 
-    def fit(self, x_train, y_train, x_valid=None, y_valid=None, callbacks=()):
+    def fit(self, x_train, y_train, x_valid=None, y_valid=None, callbacks=(), state=None):
         """Train for `training_params.epochs` epochs.
 
         Adam on the latent weights, gradients clipped elementwise to [−1, 1], latent weights
@@ -223,6 +329,10 @@ class BinaryNeuralNetwork:
             uint8, or float32 taken as it is.
         y_train, y_valid : ndarray of integers, shape (n,)
         callbacks : sequence of keras.callbacks.Callback
+        state : path-like, optional
+            A `.keras` file that holds weights and optimizer after the last finished epoch. If it
+            is there, training goes on from it and ends with the weights of a training that was
+            never interrupted.
 
         Returns
         -------
@@ -232,7 +342,8 @@ class BinaryNeuralNetwork:
         Raises
         ------
         ValueError
-            If images or labels do not fit the network.
+            If images or labels do not fit the network, `state` is of another training, or the
+            loss stops being finite.
         """
         params = self.training_params
         x_train, y_train = self._checked(x_train, y_train)
@@ -244,17 +355,45 @@ class BinaryNeuralNetwork:
             jit_compile=False,  # XLA's convolutions are slower on the CPU than the framework's.
         )
         batch_size = min(params.batch_size, len(x_train))
+        steps = len(x_train) // batch_size
+        initial_epoch = self._restore(state) // steps
+        schedule = keras.callbacks.LearningRateScheduler(params.learning_rate)
         history = self.model.fit(
-            graph_ops.training_batches(x_train, y_train, batch_size, params.seed, params.epochs),
+            graph_ops.training_batches(
+                x_train, y_train, batch_size, params.seed, params.epochs, initial_epoch
+            ),
+            initial_epoch=initial_epoch,
             epochs=params.epochs,
-            steps_per_epoch=len(x_train) // batch_size,
+            steps_per_epoch=steps,
             shuffle=False,  # The pipeline does it.
             validation_data=valid,
             validation_batch_size=INFERENCE_BATCH,
-            callbacks=[keras.callbacks.LearningRateScheduler(params.learning_rate), *callbacks],
+            callbacks=[_StopOnDivergence(), schedule, *callbacks, *self._state_callbacks(state)],
         )
         self.history = history.history
         return self
+
+    def _restore(self, state):
+        """Continue from `state`, if it is there; returns the number of steps that it has done."""
+        if state is None or not Path(state).exists():
+            return 0
+        own = (self.in_dim, self.out_dim, self.network_params, self.training_params)
+        in_dim, *others = saved_parameters(state)
+        require(
+            (frozen(in_dim), *others) == own,
+            f"{state} was left by a training with other parameters: repeat its command, "
+            "or start afresh in another folder",
+        )
+        self.model.optimizer.build(self.model.trainable_variables)
+        self.load_weights(state)
+        return int(self.model.optimizer.iterations)
+
+    def _state_callbacks(self, state):
+        def save(epoch, logs):
+            with atomic_path(state) as temporary:
+                self.model.save(temporary)
+
+        return [] if state is None else [keras.callbacks.LambdaCallback(on_epoch_end=save)]
 
     # Inference
 
@@ -280,6 +419,56 @@ class BinaryNeuralNetwork:
         """Accuracy on images `x` with labels `y`, between 0 and 1."""
         x, y = self._checked(x, y)
         return float(np.mean(self.classify(x) == y))
+
+    # Experiments
+
+    def with_weights(self, substitute):
+        """A copy of the network in which some layers multiply with their latent weights.
+
+        Parameters
+        ----------
+        substitute : sequence of str
+            Names of layers: conv_1, …, fc_1, …, the output being the last fc.
+
+        Returns
+        -------
+        BinaryNeuralNetwork
+            With the same latent weights and batch-norm statistics. The statistics no longer fit,
+            as latent weights are smaller than ±1: see `refit_batch_norm`.
+
+        Raises
+        ------
+        ValueError
+            If there is no layer of that name.
+        """
+        names = [layer.name for layer in self.model.quantized_layers]
+        unknown = [name for name in substitute if name not in names]
+        require(not unknown, f"there is no layer {unknown}; there are {', '.join(names)}")
+        quantized = zip(names, self.network_params.per_layer("bin_weights"), strict=True)
+        kept = tuple(bin_weights and name not in substitute for name, bin_weights in quantized)
+        params = dataclasses.replace(self.network_params, bin_weights=kept)
+        copy = BinaryNeuralNetwork(self.in_dim, self.out_dim, params, self.training_params)
+        copy.model.set_weights(self.model.get_weights())
+        return copy
+
+    def refit_batch_norm(self, x):
+        """Re-estimate the statistics of every batch norm: mean and variance over all of `x`.
+
+        Layer after layer, as each layer's statistics shape what the next one sees, in float32
+        with sums in float64 and in bounded memory.
+
+        Parameters
+        ----------
+        x : ndarray, shape (n, height, width, channels)
+            Training images.
+
+        Returns
+        -------
+        BinaryNeuralNetwork
+            Itself.
+        """
+        refit_layers(self.model.quantized_layers, Activations(self._checked(x)))
+        return self
 
     def inspect_network(self, x):
         """Weights and activations of every layer, for the images `x`.
@@ -369,8 +558,22 @@ class BinaryNeuralNetwork:
             If it is not such a checkpoint, or is damaged.
         """
         network = cls(*saved_parameters(path))
+        network.load_weights(path)
+        return network
+
+    def load_weights(self, path):
+        """Take over the weights of the checkpoint at `path`, of the same network.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit, or hold NaN or infinity.
+        """
         try:
-            network.model.load_weights(path)
+            self.model.load_weights(path)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ValueError(f"the weights in {path} do not fit its parameters: {error}") from None
-        return network
+        require(
+            all(np.isfinite(w).all() for w in self.model.get_weights()),
+            f"the weights in {path} hold NaN or infinity",
+        )

@@ -262,12 +262,16 @@ class QuantizedLayer(keras.layers.Layer):
         inputs = tf.convert_to_tensor(inputs)
         return self._rescale(inputs, self._multiply(inputs, kernel, "float32"))
 
+    def pooled_products(self, inputs, dtype="float32"):
+        """pool(A·w^b), what batch norm sees."""
+        inputs = tf.convert_to_tensor(inputs)
+        products = self._pool(self._multiply(inputs, self.quantized_kernel(), dtype))
+        return self._rescale(inputs, products)
+
     def pre_activation(self, inputs, training=False):
         """batch norm(pool(A·w^b)), what the activation quantizer sees."""
-        inputs = tf.convert_to_tensor(inputs)
-        dtype = self.compute_dtype if training else "float32"
-        products = self._pool(self._multiply(inputs, self.quantized_kernel(), dtype))
-        return self.batch_norm(self._rescale(inputs, products), training=training)
+        products = self.pooled_products(inputs, self.compute_dtype if training else "float32")
+        return self.batch_norm(products, training=training)
 
     def call(self, inputs, training=False):
         return self.quantized_output(self.pre_activation(inputs, training))

@@ -6,9 +6,12 @@ python run_bnn.py --data_set digits     # data that scikit-learn carries
 
 import argparse
 import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -21,9 +24,14 @@ from utils import (
     require,
     saved_parameters,
     write_json,
+    write_text,
 )
 
-CHECKPOINT = "network.keras"
+INTERRUPTED = 130  # What a shell reports after Ctrl-C.
+# In the run's folder: the trained network; weights and optimizer after the last finished epoch;
+# one row per epoch; what made them.
+CHECKPOINT, STATE = "network.keras", "state.keras"
+HISTORY, RECORD = "history.csv", "run.json"
 # Images from which the table's correlations are taken: enough for three digits.
 TABLE_IMAGES = 500
 # --debug keeps this many images of each split, as published, and by default this many epochs.
@@ -57,6 +65,8 @@ def parser():
     add(files, "--valid_size", "500; MNIST 10000", "last training images, for validation", **whole)
     add(files, "--out_dir", "output/<data_set>_<kind>", "the run's own folder")
     add(files, "--param_file", "none", "start from this checkpoint, with its network parameters")
+    resume = "go on with the interrupted run in --out_dir"
+    add(files, "--resume", "start afresh", resume, action="store_true")
     add(files, "--ckpt_n", 10, "write the checkpoint every N epochs", **whole)
 
     net = cli.add_argument_group("network")
@@ -179,20 +189,65 @@ def git_revision():
     return done.stdout.strip()
 
 
-def run_record(argv, data_set, network, training):
+def run_record(args, data_set, network, training):
     """What traces the figures of a run to what made them."""
     return {
-        "command": ["run_bnn.py", *argv],
         "data_set": data_set,
         "data_md5": data_md5(data_set),
+        "valid_size": getattr(args, "valid_size", None),
+        "debug": "debug" in args,
         "network_params": dataclasses.asdict(network),
         "training_params": dataclasses.asdict(training),
+        "sittings": [],
+    }
+
+
+def sitting(argv):
+    """What belongs to one start of the program: a run that is resumed has several."""
+    return {
+        "command": ["run_bnn.py", *argv],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git_revision": git_revision(),
         "versions": {
             "python": sys.version.split()[0],
             **{name: metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
         },
-        "git_revision": git_revision(),
     }
+
+
+# --- A run's folder ---------------------------------------------------------------------------
+
+
+def start_record(folder, record, resume):
+    """The record of the run in `folder` to go on with, or `record` after clearing the folder.
+
+    Raises
+    ------
+    ValueError
+        If the run there is another one.
+    """
+    if resume and (folder / RECORD).exists():
+        earlier = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        # As JSON gives it back: tuples have become lists.
+        for name, value in json.loads(json.dumps(record)).items():
+            require(
+                name == "sittings" or earlier.get(name) == value,
+                f"the run in {folder} has another {name}: repeat its command with --resume, "
+                "or take another --out_dir",
+            )
+        return earlier
+    (folder / STATE).unlink(missing_ok=True)
+    (folder / HISTORY).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    return record
+
+
+def cut_history(path, epochs):
+    """Keep the first `epochs` rows of history.csv: a killed run may have written one more."""
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        write_text(path, "".join(f"{line}\n" for line in lines[: epochs + 1]))
 
 
 # --- Run --------------------------------------------------------------------------------------
@@ -202,15 +257,32 @@ def callbacks(network, out_dir, every):
     """Keras callbacks that write history, TensorBoard's files and the checkpoint."""
     import keras
 
-    def save(epoch, logs):
-        if (epoch + 1) % every == 0:
-            network.save(out_dir / CHECKPOINT)
+    class Run(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            done = int(self.model.optimizer.iterations) // self.params["steps"]
+            cut_history(out_dir / HISTORY, done)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.started = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            logs["seconds"] = round(time.perf_counter() - self.started, 1)
+            if (epoch + 1) % every == 0:
+                network.save(out_dir / CHECKPOINT)
 
     return [
-        keras.callbacks.CSVLogger(out_dir / "history.csv"),
+        Run(),
+        keras.callbacks.CSVLogger(out_dir / HISTORY, append=True),
         keras.callbacks.TensorBoard(out_dir / "tensorboard"),
-        keras.callbacks.LambdaCallback(on_epoch_end=save),
     ]
+
+
+def train(bnn, data, out_dir, record, every):
+    """Train `bnn`, in `out_dir`, from the state that an interrupted run left there."""
+    write_json(out_dir / RECORD, record)
+    splits = (data.x_train, data.y_train, data.x_valid, data.y_valid)
+    bnn.fit(*splits, callbacks(bnn, out_dir, every), out_dir / STATE)
+    bnn.save(out_dir / CHECKPOINT)
 
 
 def run(argv):
@@ -226,6 +298,15 @@ def run(argv):
     if training.epochs:
         prepared_folder(out_dir)
     data = load_images(args, data_set)
+    record = run_record(args, data_set, network, training)
+    if training.epochs:
+        record = start_record(out_dir, record, "resume" in args)
+        if "test_accuracy" in record:
+            print(f"the run in {out_dir} is finished: nothing to resume")
+            print(f"test accuracy {record['test_accuracy']:.4f}")
+            print(out_dir / CHECKPOINT)
+            return
+        record["sittings"].append(sitting(argv))
 
     # Only now, as it takes seconds: a wrong flag should be answered at once.
     from bnn import BinaryNeuralNetwork
@@ -235,31 +316,31 @@ def run(argv):
     bnn = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], NUM_CLASSES, network, training)
     checkpoint = getattr(args, "param_file", None)
     if checkpoint:
-        bnn.model.load_weights(checkpoint)
+        bnn.load_weights(checkpoint)
     print(f"{network.kind} network with {bnn.weight_count / 1e6:.2f} million weights on {data_set}")
     if training.epochs:
         checkpoint = out_dir / CHECKPOINT
-        write_json(out_dir / "run.json", run_record(argv, data_set, network, training))
-        bnn.fit(
-            data.x_train,
-            data.y_train,
-            data.x_valid,
-            data.y_valid,
-            callbacks(bnn, out_dir, every),
-        )
-        bnn.save(checkpoint)
+        train(bnn, data, out_dir, record, every)
     layers = measure_layers(bnn, data.x_test[:TABLE_IMAGES])
     print(format_table(layers))
+    accuracy = bnn.score(data.x_test, data.y_test)
     if training.epochs:
         run_figures(layers, out_dir / "figures")
-    print(f"test accuracy {bnn.score(data.x_test, data.y_test):.4f}")
+        write_json(out_dir / RECORD, {**record, "test_accuracy": accuracy})
+        (out_dir / STATE).unlink()
+    print(f"test accuracy {accuracy:.4f}")
     print(checkpoint or "no checkpoint: nothing was trained")
 
 
 def main(argv=None):
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
-    with one_line_errors("run_bnn.py"):
-        run(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        with one_line_errors("run_bnn.py"):
+            run(argv)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command with --resume goes on from the last finished epoch")
+        raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

@@ -40,11 +40,12 @@ def atomic_path(path):
     Yields
     ------
     pathlib.Path
-        Where to write. It keeps the suffix of `path`, which some writers insist on.
+        Where to write. It keeps the suffixes of `path`, which some writers insist on.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    suffix = "".join(path.suffixes)
+    handle, name = tempfile.mkstemp(prefix=".half-written-", suffix=suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -1,0 +1,254 @@
+"""The command line as a user meets it: runs that end, runs that are killed, and wrong flags."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import run_bnn
+from bnn import BinaryNeuralNetwork, NetworkParams
+
+ROOT = Path(__file__).parent
+SMALL = ["--data_set", "digits", "--conv", "4", "8", "--max_pool", "0", "1", "--fc", "16"]
+EPOCHS = 4
+TRAINING = [*SMALL, "--epochs", str(EPOCHS), "--lr_start", "3e-3", "--lr_end", "1e-3"]
+
+
+def weights(folder):
+    return BinaryNeuralNetwork.load(folder / "network.keras").model.get_weights()
+
+
+def rows(folder):
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run_bnn.main([*TRAINING, "--out_dir", str(folder)])
+    return folder
+
+
+def test_a_run_leaves_what_the_notebooks_need(finished):
+    assert [int(row["epoch"]) for row in rows(finished)] == list(range(EPOCHS))
+    assert {"loss", "accuracy", "val_loss", "val_accuracy", "seconds"} <= rows(finished)[0].keys()
+    assert len(list((finished / "figures").glob("*.png"))) >= 3
+    assert not (finished / "state.keras").exists()
+    record = json.loads((finished / "run.json").read_text())
+    assert record["network_params"]["conv"] == [4, 8]
+    assert record["sittings"][0]["command"][1:3] == ["--data_set", "digits"]
+    assert 0 <= record["test_accuracy"] <= 1
+
+
+def test_evaluating_a_checkpoint_prints_table_accuracy_and_path(finished, capsys):
+    path = finished / "network.keras"
+    capsys.readouterr()
+    run_bnn.main(["--data_set", "digits", "--param_file", str(path), "--epochs", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    accuracy = json.loads((finished / "run.json").read_text())["test_accuracy"]
+    assert lines[-2:] == [f"test accuracy {accuracy:.4f}", str(path)]
+    assert sum(line.startswith(("conv_", "fc_")) for line in lines) == 4
+
+
+def test_a_finished_run_is_not_resumed(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.glob("*.*")}
+    run_bnn.main([*TRAINING, "--out_dir", str(finished), "--resume"])
+    assert "nothing to resume" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in finished.glob("*.*")} == before
+
+
+class _Interrupt(keras.callbacks.Callback):
+    """Stop in the middle of an epoch, as Ctrl-C does."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.stop_in = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (self.stop_in, 5):
+            raise KeyboardInterrupt
+
+
+def interrupted(folder, monkeypatch, *flags, epoch=2):
+    own = run_bnn.callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(run_bnn, "callbacks", lambda *args: [*own(*args), _Interrupt(epoch)])
+        with pytest.raises(SystemExit) as stop:
+            run_bnn.main([*TRAINING, "--out_dir", str(folder), *flags])
+    assert stop.value.code == 130
+
+
+def test_ctrl_c_and_resume_end_with_the_same_weights(finished, tmp_path, monkeypatch, capsys):
+    interrupted(tmp_path, monkeypatch)
+    assert "--resume" in capsys.readouterr().out
+    # A kill after the row was written, but before the state was.
+    with open(tmp_path / "history.csv", "a", encoding="utf-8") as file:
+        file.write("2,0.5,0.5\n3,0.")
+    interrupted(tmp_path, monkeypatch, "--resume", epoch=3)
+    run_bnn.main([*TRAINING, "--out_dir", str(tmp_path), "--resume"])
+    assert [int(row["epoch"]) for row in rows(tmp_path)] == list(range(EPOCHS))
+    for resumed, whole in zip(rows(tmp_path), rows(finished), strict=True):
+        assert resumed["loss"] == whole["loss"]
+        assert resumed["learning_rate"] == whole["learning_rate"]
+    for resumed, whole in zip(weights(tmp_path), weights(finished), strict=True):
+        np.testing.assert_array_equal(resumed, whole)
+    assert len(json.loads((tmp_path / "run.json").read_text())["sittings"]) == 3
+
+
+def test_another_command_does_not_resume_the_run(tmp_path, monkeypatch, capsys):
+    interrupted(tmp_path, monkeypatch)
+    with pytest.raises(SystemExit) as stop:
+        run_bnn.main([*TRAINING, "--batch_size", "10", "--out_dir", str(tmp_path), "--resume"])
+    assert stop.value.code == 2
+    assert "another training_params" in capsys.readouterr().err
+
+
+def test_a_damaged_state_is_refused(tmp_path, monkeypatch, capsys):
+    interrupted(tmp_path, monkeypatch)
+    state = tmp_path / "state.keras"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        run_bnn.main([*TRAINING, "--out_dir", str(tmp_path), "--resume"])
+    assert stop.value.code == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_without_a_run_resume_starts_afresh(tmp_path):
+    run_bnn.main([*SMALL, "--epochs", "1", "--out_dir", str(tmp_path), "--resume"])
+    assert len(rows(tmp_path)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.15, 0.35, 0.6])
+def test_kill_at_any_moment_and_resume(finished, tmp_path, seconds):
+    command = [sys.executable, ROOT / "run_bnn.py", *TRAINING, "--out_dir", tmp_path, "--resume"]
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        before = (tmp_path / "state.keras").exists() and os.stat(tmp_path / "state.keras").st_ino
+        while process.poll() is None:
+            state = tmp_path / "state.keras"
+            if state.exists() and state.stat().st_ino != before:
+                time.sleep(seconds)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.005)
+        assert process.returncode in (0, -signal.SIGKILL)
+    run_bnn.main([*TRAINING, "--out_dir", str(tmp_path), "--resume"])
+    assert [int(row["epoch"]) for row in rows(tmp_path)] == list(range(EPOCHS))
+    for resumed, whole in zip(weights(tmp_path), weights(finished), strict=True):
+        np.testing.assert_array_equal(resumed, whole)
+
+
+def test_the_same_seed_gives_the_same_run(finished, tmp_path):
+    run_bnn.main([*TRAINING, "--out_dir", str(tmp_path)])
+    assert [row["loss"] for row in rows(tmp_path)] == [row["loss"] for row in rows(finished)]
+    for first, second in zip(weights(tmp_path), weights(finished), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_divergence_stops_with_a_hint(tmp_path, capsys, monkeypatch):
+    import graph_ops
+
+    monkeypatch.setattr(
+        graph_ops, "squared_hinge", lambda labels, scores: float("inf") * scores[:, 0]
+    )
+    with pytest.raises(SystemExit) as stop:
+        run_bnn.main([*TRAINING, "--out_dir", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "not finite in epoch 1" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.keras"))
+
+
+WRONG = {
+    "unknown flag": (["--learning_rate", "1"], "unrecognized arguments"),
+    "unknown data set": (["--data_set", "imagenet"], "invalid choice"),
+    "epochs": (["--epochs", "-1"], "epochs must be"),
+    "epochs text": (["--epochs", "ten"], "invalid int value"),
+    "batch_size": (["--batch_size", "0"], "batch_size must be"),
+    "lr_start": (["--lr_start", "-1"], "lr_start must be"),
+    "lr_start nan": (["--lr_start", "nan"], "lr_start must be"),
+    "lr_end": (["--lr_end", "0"], "lr_end must be"),
+    "loss_mode": (["--loss_mode", "l2"], "invalid choice"),
+    "conv": (["--conv", "0", "8", "--max_pool", "0", "1"], "conv must hold"),
+    "conv against max_pool": (["--conv", "8"], "max_pool needs one entry per conv layer: 1"),
+    "max_pool": (["--conv", "8", "--max_pool", "3"], "max_pool must hold 0 or 1"),
+    "fc": (["--fc", "-3"], "fc must hold"),
+    "filter_size": (["--filter_size", "0"], "filter_size must be"),
+    "levels": (["--levels", "4"], "invalid choice"),
+    "threshold": (["--levels", "3", "--threshold", "-1"], "threshold must be"),
+    "threshold alone": (["--threshold", "0.1"], "needs levels 3"),
+    "both thresholds": (
+        ["--levels", "3", "--threshold", "0.1", "--threshold_sigma", "0.6"],
+        "exclude each other",
+    ),
+    "threshold too high": (["--levels", "3", "--threshold", "0.9"], "single non-zero weight"),
+    "seed": (["--seed", "-1"], "seed must be"),
+    "ckpt_n": (["--ckpt_n", "0"], "ckpt_n must be"),
+    "valid_size": (["--valid_size", "5000"], "valid_size"),
+    "valid_size negative": (["--valid_size", "-1"], "valid_size"),
+    "missing checkpoint": (["--param_file", "nowhere.keras"], "no checkpoint nowhere.keras"),
+    "data_dir": (["--data_set", "MNIST", "--data_dir", "README.md"], "README.md"),
+    "out_dir": (["--out_dir", "/proc/nowhere"], "cannot write to --out_dir"),
+    "out_dir a file": (["--out_dir", "run_bnn.py"], "cannot write to --out_dir"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_flags_get_one_line_and_exit_code_2(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags, message = WRONG[name]
+    base = ["--data_set", "digits", "--epochs", "1"]
+    if "--out_dir" not in flags:
+        base += ["--out_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        run_bnn.main([*base, *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not list(tmp_path.glob("run/*.*"))
+
+
+def test_flags_are_checked_before_tensorflow_is_imported():
+    code = (
+        "import sys, run_bnn\n"
+        "try: run_bnn.main(['--conv', '8'])\n"
+        "except SystemExit as stop: assert stop.code == 2\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_checkpoint_keeps_its_parameters(finished, capsys):
+    path = str(finished / "network.keras")
+    args = run_bnn.parser().parse_args(["--param_file", path, "--conv", "4", "8"])
+    assert run_bnn.network_params(args).conv == (4, 8)
+    with pytest.raises(SystemExit) as stop:
+        run_bnn.main([*SMALL, "--param_file", path, "--epochs", "0", "--fc", "32"])
+    assert stop.value.code == 2
+    assert "trained with fc (16,), the flags say (32,)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_bnn.main(["--data_set", "MNIST", "--param_file", path, "--epochs", "0"])
+    assert "choose another --data_set" in capsys.readouterr().err
+
+
+def test_defaults_are_the_published_ones():
+    args = run_bnn.parser().parse_args([])
+    assert run_bnn.network_params(args) == NetworkParams()
+    assert run_bnn.training_params(args).epochs == 500
+    ternary = run_bnn.parser().parse_args(["--levels", "3"])
+    assert run_bnn.network_params(ternary).threshold == 0.02
