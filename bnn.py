@@ -9,7 +9,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-import graph_ops  # First: see there.
+import geometry
+import graph_ops  # Before keras: see there.
 from utils import (
     NetworkParams,
     TrainingParams,
@@ -26,6 +27,15 @@ import numpy as np
 
 # Images in one batch wherever nothing is learned from it.
 INFERENCE_BATCH = 100
+# Training images that show how the first layer's patches are correlated.
+PATCH_IMAGES = 2000
+# Whitening takes directions with less than this share of the mean variance for noise.
+WHITENING_FLOOR = 0.01
+
+
+def scaled(images):
+    """Images as the network sees them: uint8 means 2x/255 − 1, float32 is taken as it is."""
+    return (2 * images.astype(np.float32) - 255) / 255 if images.dtype == np.uint8 else images
 
 
 # --- The Keras model --------------------------------------------------------------------------
@@ -48,6 +58,9 @@ class BinaryModel(keras.Model):
         options = list(self._layer_options())
         options[-1]["activation_quantizer"] = None
         convs = len(self.network_params.conv)
+        if self.network_params.rotate_first:
+            whiten = self.network_params.rotate_first == "zca"
+            options[0]["basis"] = "whitening" if whiten else "rotation"
         self.conv_layers = [
             graph_ops.BinaryConv2D(
                 filters, self.network_params.filter_size, pool, name=f"conv_{i + 1}", **options[i]
@@ -347,6 +360,7 @@ class BinaryNeuralNetwork:
         """
         params = self.training_params
         x_train, y_train = self._checked(x_train, y_train)
+        self._choose_basis(x_train)
         valid = None if x_valid is None else self._checked(x_valid, y_valid)
         self.model.compile(
             keras.optimizers.Adam(params.lr_start, clipvalue=1.0),
@@ -372,6 +386,41 @@ class BinaryNeuralNetwork:
         )
         self.history = history.history
         return self
+
+    def _choose_basis(self, x):
+        """Give the first layer the basis that `rotate_first` asks for, unless it has one."""
+        kind = self.network_params.rotate_first
+        layer = self.model.quantized_layers[0]
+        if kind is None or not np.array_equal(layer.basis_matrix, np.eye(self._patch_length)):
+            return
+        if kind == "random":
+            basis = geometry.random_rotation(self._patch_length, self.training_params.seed)
+        else:
+            covariance = self.first_patches(x).covariance
+            basis = (
+                geometry.principal_axes(covariance)
+                if kind == "pca"
+                else geometry.whitening(covariance, WHITENING_FLOOR * np.diag(covariance).mean())
+            )
+        layer.basis_matrix.assign(basis)
+
+    @property
+    def _patch_length(self):
+        return self.network_params.filter_size**2 * self.in_dim[-1]
+
+    def first_patches(self, x):
+        """Mean and covariance of the patches that the first layer sees in images `x`.
+
+        Returns
+        -------
+        geometry.PatchCovariance
+            Of all patches of the first `PATCH_IMAGES` images, pixels in [−1, 1].
+        """
+        statistics = geometry.PatchCovariance(self._patch_length)
+        for start in range(0, min(len(x), PATCH_IMAGES), INFERENCE_BATCH):
+            images = scaled(x[start : start + INFERENCE_BATCH])
+            statistics.update(geometry.image_patches(images, self.network_params.filter_size))
+        return statistics
 
     def _restore(self, state):
         """Continue from `state`, if it is there; returns the number of steps that it has done."""
@@ -499,8 +548,7 @@ class BinaryNeuralNetwork:
             }
             tensors.append({k: keras.ops.convert_to_numpy(v) for k, v in parts.items()})
         convs = len(self.network_params.conv)
-        scaled = x if x.dtype == np.float32 else (2 * x.astype(np.float32) - 255) / 255
-        return {"conv_tensors": tensors[:convs], "fc_tensors": tensors[convs:], "x": scaled}
+        return {"conv_tensors": tensors[:convs], "fc_tensors": tensors[convs:], "x": scaled(x)}
 
     def _checked(self, x, y=None):
         """Images, or images and labels, as arrays that fit the network, or ValueError."""
@@ -571,7 +619,8 @@ class BinaryNeuralNetwork:
         """
         try:
             self.model.load_weights(path)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        # As in `saved_parameters`: HDF5 has its own dozen kinds of errors.
+        except Exception as error:
             raise ValueError(f"the weights in {path} do not fit its parameters: {error}") from None
         require(
             all(np.isfinite(w).all() for w in self.model.get_weights()),

@@ -1,6 +1,10 @@
 """Smoke test of the whole network; `python bnn_test.py` runs it without anything else."""
 
+import json
+import os
+import signal
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -158,6 +162,104 @@ def test_load_names_what_is_wrong(tmp_path):
         BinaryNeuralNetwork.load(tmp_path / "text.keras")
     with pytest.raises(ValueError, match=r"ends in \.keras"):
         small_network().save(tmp_path / "network.h5")
+
+
+def mutations(content, count):
+    """Empty, truncated and bit-flipped versions of `content`, spread over all of it."""
+    yield b""
+    rng = np.random.default_rng(0)
+    for position in np.linspace(0, len(content) - 1, count // 3).astype(int):
+        yield content[:position]
+    # The directory at the end of the archive is small but everything hangs on it.
+    tail = rng.integers(len(content) - 500, len(content), count // 3)
+    for position in [*rng.integers(0, len(content), count // 3), *tail]:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << rng.integers(8)
+        yield bytes(damaged)
+
+
+def test_a_damaged_checkpoint_is_refused_or_harmless(tmp_path):
+    network, x, _ = trained()
+    path = tmp_path / "network.keras"
+    network.save(path)
+    expected, refused = network.predict(x), 0
+    for damaged in mutations(path.read_bytes(), 90):
+        path.write_bytes(damaged)
+        try:
+            opened = BinaryNeuralNetwork.load(path)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error)
+        else:
+            np.testing.assert_array_equal(opened.predict(x), expected)
+    assert refused > 45
+
+
+def rewritten(source, target, change):
+    """Copy a checkpoint with its config.json changed and every check sum in order."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                change(config)
+                content = json.dumps(config)
+            new.writestr(name, content)
+
+
+def hostile_configs(marker):
+    bomb = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    code = {"class_name": "__lambda__", "config": {"value": bomb}}
+    layer = {"module": "keras.layers", "class_name": "Lambda", "config": {"function": code}}
+    call = {"module": "builtins", "class_name": "function", "config": "eval", "args": [bomb]}
+    yield lambda config: config["config"].update(in_dim=layer)
+    yield lambda config: config["config"]["network_params"].update(conv=[call], max_pool=[0])
+    yield lambda config: config["config"]["training_params"].update(seed=call)
+    yield lambda config: config["config"].update(layers=[layer], network_params=call)
+    yield lambda config: config.update(layer)
+    yield lambda config: config["config"]["network_params"].update(conv=[10**9, 10**9])
+    yield lambda config: config["config"]["network_params"].update(fc=[7, 7])
+    yield lambda config: config["config"].update(in_dim=[10**6, 10**6, 2])
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_opening_a_hostile_checkpoint_runs_nothing(number, tmp_path):
+    network = small_network()
+    network.save(tmp_path / "good.keras")
+    marker, bad = tmp_path / "ran", tmp_path / "bad.keras"
+    rewritten(tmp_path / "good.keras", bad, list(hostile_configs(marker))[number])
+    with pytest.raises(ValueError, match=r"bad\.keras"):
+        BinaryNeuralNetwork.load(bad)
+    assert not marker.exists()
+
+
+def test_weights_with_nan_are_refused(tmp_path):
+    network = small_network()
+    network.model.quantized_layers[0].latent_kernel.assign(np.full((3, 3, 2, 5), np.nan))
+    network.save(tmp_path / "network.keras")
+    with pytest.raises(ValueError, match="NaN"):
+        BinaryNeuralNetwork.load(tmp_path / "network.keras")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on file sizes")
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+    import resource
+
+    network = small_network()
+    path = tmp_path / "network.keras"
+    network.save(path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write"):
+            network.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 if __name__ == "__main__":

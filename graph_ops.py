@@ -231,10 +231,29 @@ class QuantizedLayer(keras.layers.Layer):
             autocast=False,
         )
 
-    def quantized_kernel(self, latent=None):
+    def coordinates(self, latent):
+        """The latent weights as the quantizer sees them: themselves, unless a layer rotates."""
+        return tf.convert_to_tensor(latent)
+
+    def kernel_of(self, coordinates):
+        """What the input is multiplied with, from (quantized) coordinates."""
+        return coordinates
+
+    def quantized_coordinates(self):
+        """θ of the coordinates, in the kernel's shape."""
+        coordinates = self.coordinates(self.latent_kernel)
+        if self.weight_quantizer == "clip":
+            return coordinates  # Latent weights are within the clip; rotated ones need not be.
+        threshold = self.weight_threshold(coordinates)
+        return quantizer_named(self.weight_quantizer)(coordinates, threshold)
+
+    def quantized_kernel(self):
         """w^b = θ(w^c), float32, in the kernel's shape."""
-        latent = tf.convert_to_tensor(self.latent_kernel if latent is None else latent)
-        return quantizer_named(self.weight_quantizer)(latent, self.weight_threshold(latent))
+        return self.kernel_of(self.quantized_coordinates())
+
+    def continuous_kernel(self):
+        """What stands where w^b does if nothing is quantized: w^c."""
+        return self.kernel_of(self.coordinates(self.latent_kernel))
 
     def weight_threshold(self, latent):
         """The threshold on weights: `threshold`, or `threshold_sigma` standard deviations."""
@@ -325,15 +344,23 @@ class BinaryConv2D(QuantizedLayer):
     bn_momentum : float
     kernel_initializer : str or keras.initializers.Initializer
         Of the latent weights.
+    basis : {"rotation", "whitening"}, optional
+        Quantize in another basis M of the d = size·size·channels dimensions of a patch: a
+        rotation convolves with w^b = Mᵀθ(Mw^c) ("generalized binarization"), a whitening with
+        Mθ(w^c), which is θ(w^c) on patches whitened by M. M is a weight that is not trained, the
+        identity until it is assigned.
 
     Raises
     ------
     ValueError
-        If a quantizer is not registered, a size is not positive or a threshold is negative.
+        If a quantizer or basis is unknown, a size is not positive or a threshold is negative.
     """
 
-    def __init__(self, filters, kernel_size=3, pool=False, **kwargs):
+    def __init__(self, filters, kernel_size=3, pool=False, basis=None, **kwargs):
         super().__init__(filters, **kwargs)
+        if basis not in (None, "rotation", "whitening"):
+            raise ValueError(f"basis must be 'rotation' or 'whitening', not {basis!r}")
+        self.basis = basis
         if kernel_size != int(kernel_size) or kernel_size < 1:
             raise ValueError(f"kernel_size must be a whole number of at least 1, not {kernel_size}")
         self.kernel_size = int(kernel_size)
@@ -341,7 +368,31 @@ class BinaryConv2D(QuantizedLayer):
 
     def build(self, input_shape):
         self._add_kernel((self.kernel_size, self.kernel_size, input_shape[-1], self.units))
+        if self.basis:
+            d = math.prod(self.latent_kernel.shape[:-1])
+            self.basis_matrix = self.add_weight(
+                name="basis_matrix",
+                shape=(d, d),
+                initializer="identity",
+                trainable=False,
+                dtype="float32",
+                autocast=False,
+            )
         self.batch_norm.build(self.compute_output_shape(input_shape))
+
+    def coordinates(self, latent):
+        latent = super().coordinates(latent)
+        return self._times(latent, transpose=False) if self.basis == "rotation" else latent
+
+    def kernel_of(self, coordinates):
+        if self.basis is None:
+            return coordinates
+        return self._times(coordinates, transpose=self.basis == "rotation")
+
+    def _times(self, kernel, transpose):
+        columns = tf.reshape(kernel, [-1, self.units])
+        matrix = tf.convert_to_tensor(self.basis_matrix)
+        return tf.reshape(tf.matmul(matrix, columns, transpose_a=transpose), kernel.shape)
 
     def compute_output_shape(self, input_shape):
         batch, *sizes, _ = input_shape
@@ -361,6 +412,7 @@ class BinaryConv2D(QuantizedLayer):
             "filters": self.units,
             "kernel_size": self.kernel_size,
             "pool": self.pool,
+            "basis": self.basis,
         }
 
 

@@ -77,6 +77,9 @@ def parser():
     add(net, "--levels", 2, "2 for binary, 3 for ternary", type=int, choices=(2, 3))
     add(net, "--threshold", "0.0; ternary 0.02", "of the ternary quantizer", **number)
     add(net, "--threshold_sigma", "none", "threshold in standard deviations", **number)
+    rotations = ("random", "pca", "zca")
+    rotate = "quantize the first layer in this basis"
+    add(net, "--rotate_first", "none", rotate, choices=rotations)
     add(net, "--continuous", "off", "quantize nothing", action="store_true")
 
     train = cli.add_argument_group("training")
@@ -130,6 +133,11 @@ def network_params(args):
             "drop the flag or the file",
         )
     return saved
+
+
+def default_name(network):
+    """What tells the default folder of one kind of network from another's."""
+    return "_".join(filter(None, (network.kind, network.rotate_first)))
 
 
 def training_params(args):
@@ -294,7 +302,7 @@ def run(argv):
     require(every >= 1, f"--ckpt_n must be at least 1, not {every}")
     if "param_file" in args:
         check_checkpoint_fits(args.param_file, data_set)
-    out_dir = Path(getattr(args, "out_dir", f"output/{data_set}_{network.kind}"))
+    out_dir = Path(getattr(args, "out_dir", f"output/{data_set}_{default_name(network)}"))
     if training.epochs:
         prepared_folder(out_dir)
     data = load_images(args, data_set)

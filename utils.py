@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
+import itertools
 import json
 import math
 import numbers
@@ -10,7 +12,6 @@ import os
 import sys
 import tempfile
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def atomic_path(path):
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+    except OSError as error:
+        # These come without a word about which file it was.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise OSError(f"cannot write {path}: {error.strerror}") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -151,6 +157,9 @@ class NetworkParams:
     threshold_sigma : float, optional
         Instead of `threshold`: in units of the standard deviation of each layer's latent weights,
         and of 1 for batch-normed activations.
+    rotate_first : {"random", "pca", "zca"}, optional
+        Quantize the first layer's weights after a rotation of its patches, a random one or to
+        their principal axes, or for whitened patches.
 
     Raises
     ------
@@ -167,6 +176,7 @@ class NetworkParams:
     levels: int = 2
     threshold: float | None = None
     threshold_sigma: float | None = None
+    rotate_first: str | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -179,6 +189,11 @@ class NetworkParams:
         )
         self._check_switches()
         self._check_thresholds()
+        require(
+            self.rotate_first in (None, "random", "pca", "zca"),
+            f"rotate_first must be random, pca or zca, not {self.rotate_first!r}",
+        )
+        require(not self.rotate_first or self.conv, "rotate_first needs a convolutional layer")
 
     def _check_switches(self):
         pool = self.max_pool
@@ -211,6 +226,18 @@ class NetworkParams:
             object.__setattr__(self, "threshold", published)
         _require_number("threshold", self.threshold, 0)
         require(self.levels == 3 or self.threshold == 0, "a threshold needs levels 3")
+
+    def layer_shapes(self, in_dim, out_dim):
+        """Fan-in and output units of each layer, for images of shape `in_dim`."""
+        height, width, channels = in_dim
+        shapes = []
+        for filters, pool in zip(self.conv, self.max_pool, strict=True):
+            shapes.append((self.filter_size**2 * channels, filters))
+            channels = filters
+            if pool:
+                height, width = -(-height // 2), -(-width // 2)
+        units = (height * width * channels, *self.fc, out_dim)
+        return [*shapes, *itertools.pairwise(units)]
 
     @property
     def layers(self):
@@ -299,27 +326,23 @@ def saved_parameters(path):
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            require(damaged is None, f"the check sum of {damaged} is wrong")
-            saved = json.loads(archive.read("config.json"))
-        require(saved.get("registered_name") == "bnn>BinaryModel", "it holds another model")
-        config = saved["config"]
-        return (
-            config["in_dim"],
-            config["out_dim"],
-            NetworkParams(**config["network_params"]),
-            TrainingParams(**config["training_params"]),
-        )
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+        return _parameters_in(path)
+    # Whatever goes wrong while a damaged or hostile file is taken apart, and zipfile and its
+    # decompressors raise a dozen kinds of errors, means the same to the reader.
+    except Exception as error:
         raise ValueError(f"{path} is damaged or no checkpoint of this program: {error}") from None
+
+
+def _parameters_in(path):
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        require(damaged is None, f"the check sum of {damaged} is wrong")
+        saved = json.loads(archive.read("config.json"))
+        weight_bytes = archive.getinfo("model.weights.h5").file_size
+    require(saved.get("registered_name") == "bnn>BinaryModel", "it holds another model")
+    config = saved["config"]
+    network = NetworkParams(**config["network_params"])
+    shapes = network.layer_shapes(config["in_dim"], config["out_dim"])
+    # Before anyone allocates what the parameters ask for.
+    require(4 * sum(d * units for d, units in shapes) <= weight_bytes, "weights are missing")
+    return config["in_dim"], config["out_dim"], network, TrainingParams(**config["training_params"])
