@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = output/demo/network.keras
 
-.PHONY: demo test test-all notebooks lint
+.PHONY: report demo test test-all notebooks lint
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	$(BIN)/python run_bnn.py --data_set digits --out_dir $(dir $(DEMO)) --conv 32 64 --max_pool 0 1 \
-		--fc 128 --epochs 20 --lr_start 3e-3 --lr_end 1e-4
+	$(BIN)/python run_bnn.py --data_set digits --out_dir $(dir $(DEMO)) --conv 64 64 128 \
+		--max_pool 0 1 0 --fc 128 --epochs 30 --lr_start 5e-3 --lr_end 1e-4
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow"
@@ -19,6 +19,10 @@ test-all: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# make report CHECKPOINT=output/cifar-10_binary/network.keras; data from BNN_DATA_DIR or data/
+report: .venv/installed
+	$(BIN)/python report.py "$(CHECKPOINT)"
 
 notebooks: $(DEMO)
 	mkdir -p output/notebooks

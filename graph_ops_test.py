@@ -256,3 +256,114 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert batches(seed=1, epochs=4) == batches(seed=1, epochs=4)
     assert batches(seed=1, epochs=4)[6:] == batches(seed=1, epochs=4, initial_epoch=2)
     assert batches(seed=1, epochs=4) != batches(seed=2, epochs=4)
+
+
+# --- Precision --------------------------------------------------------------------------------
+
+AMX = "amx_bf16 avx512_bf16 amx_tile"
+
+
+def cpuinfo(tmp_path, flags, level=32):
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\ncpuid level\t: {level}\nflags\t\t: fpu {flags}\n\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "level", "signs"),
+    [
+        (AMX, 32, "fast"),
+        (AMX, 28, "doubtful"),
+        ("avx512_bf16", 28, "doubtful"),
+        ("avx2", 13, "none"),
+    ],
+)
+def test_what_the_feature_bits_say(flags, level, signs, tmp_path):
+    assert graph_ops.bfloat16_signs(cpuinfo(tmp_path, flags, level)) == signs
+
+
+def test_without_cpuinfo_the_signs_are_doubtful(tmp_path):
+    assert graph_ops.bfloat16_signs(tmp_path / "missing") == "doubtful"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags", "level", "speedup", "policy"),
+    [
+        ("auto", AMX, 32, None, "mixed_bfloat16"),
+        ("auto", "avx2", 13, None, "float32"),
+        ("auto", AMX, 28, 0.0, "float32"),
+        ("auto", AMX, 28, 3.0, "mixed_bfloat16"),
+        ("auto", "avx512_bf16", 28, 1.1, "float32"),
+        ("mixed_bfloat16", AMX, 28, 0.7, "mixed_bfloat16"),
+        ("float32", AMX, 32, None, "float32"),
+    ],
+)
+def test_precision_follows_signs_and_trial(
+    wanted, flags, level, speedup, policy, tmp_path, monkeypatch
+):
+    def trial():
+        assert speedup is not None, "no trial was due"
+        return speedup
+
+    monkeypatch.setattr(graph_ops, "bfloat16_speedup", trial)
+    monkeypatch.setattr(graph_ops, "gpu_has_bfloat16", lambda: False)
+    chosen, why = graph_ops.choose_precision(wanted, cpuinfo(tmp_path, flags, level))
+    assert chosen == policy
+    assert why
+
+
+def test_a_killed_trial_refuses_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_ops, "gpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(
+        graph_ops, "_TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    )
+    with pytest.raises(ValueError, match="kills TensorFlow on this machine"):
+        graph_ops.choose_precision("mixed_bfloat16", cpuinfo(tmp_path, AMX, 28))
+    assert graph_ops.choose_precision("auto", cpuinfo(tmp_path, AMX, 28))[0] == "float32"
+
+
+@pytest.fixture(scope="session")
+def runs_bfloat16():
+    if not graph_ops.bfloat16_speedup():
+        pytest.skip("bfloat16 kills TensorFlow on this machine")
+
+
+def cosine(a, b):
+    a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
+    return a @ b / np.sqrt((a @ a) * (b @ b))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda dtype: graph_ops.BinaryConv2D(64, dtype=dtype), (4, 16, 16, 64)),
+        (lambda dtype: graph_ops.BinaryConv2D(64, pool=True, dtype=dtype), (4, 8, 8, 64)),
+        (lambda dtype: graph_ops.BinaryDense(128, dtype=dtype), (64, 512)),
+    ],
+    ids=["conv", "conv and pool", "dense"],
+)
+def test_one_layers_gradients_in_bfloat16_are_those_in_float32(layer, shape, runs_bfloat16):
+    rng = np.random.default_rng(8)
+    x = rng.choice([-1.0, 1.0], shape).astype(np.float32)
+    gradients, latent, upstream = [], None, None
+    for dtype in ("float32", "mixed_bfloat16"):
+        made = layer(dtype)
+        made.build(shape)
+        latent = made.latent_kernel.numpy() if latent is None else latent
+        made.latent_kernel.assign(latent)
+        inputs = tf.constant(x, made.compute_dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            # Before the quantizer: which activations rounding moves across ±1 is not at issue.
+            out = made.pre_activation(inputs, training=True)
+        upstream = rng.standard_normal(out.shape) if upstream is None else upstream
+        assert out.dtype == made.compute_dtype
+        gradients.append(
+            tape.gradient(
+                out,
+                [made.latent_kernel.value, inputs],
+                output_gradients=tf.constant(upstream, out.dtype),
+            )
+        )
+    for exact, rounded in zip(*gradients, strict=True):
+        assert cosine(exact, tf.cast(rounded, tf.float32)) >= 0.995

@@ -94,6 +94,13 @@ def parser():
         "loss function",
         choices=("hinge-loss", "softmax"),
     )
+    add(
+        train,
+        "--precision",
+        "auto",
+        "of the training: bfloat16 where it is faster",
+        choices=("auto", "float32", "mixed_bfloat16"),
+    )
     add(train, "--seed", training.seed, "of initialization and shuffling", **whole)
     add(
         train,
@@ -141,9 +148,9 @@ def default_name(network):
 
 
 def training_params(args):
-    """TrainingParams that the flags describe."""
+    """TrainingParams that the flags describe, all but the precision, which takes TensorFlow."""
     names = [field.name for field in dataclasses.fields(TrainingParams) if field.name in args]
-    given = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name) for name in names if name != "precision"}
     if "debug" in args:
         given.setdefault("epochs", DEBUG_EPOCHS)
     return TrainingParams(**given)
@@ -306,6 +313,17 @@ def run(argv):
     if training.epochs:
         prepared_folder(out_dir)
     data = load_images(args, data_set)
+
+    # Only now, as it takes seconds: a wrong flag should be answered at once.
+    from bnn import BinaryNeuralNetwork
+    from graph_ops import choose_precision
+    from plotting import run_figures
+    from report import format_table, measure_layers
+
+    if training.epochs:
+        precision, why = choose_precision(getattr(args, "precision", "auto"))
+        print(f"training in {precision}: {why}")
+        training = dataclasses.replace(training, precision=precision)
     record = run_record(args, data_set, network, training)
     if training.epochs:
         record = start_record(out_dir, record, "resume" in args)
@@ -315,11 +333,6 @@ def run(argv):
             print(out_dir / CHECKPOINT)
             return
         record["sittings"].append(sitting(argv))
-
-    # Only now, as it takes seconds: a wrong flag should be answered at once.
-    from bnn import BinaryNeuralNetwork
-    from plotting import run_figures
-    from report import format_table, measure_layers
 
     bnn = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], NUM_CLASSES, network, training)
     checkpoint = getattr(args, "param_file", None)

@@ -196,6 +196,7 @@ WRONG = {
         "exclude each other",
     ),
     "threshold too high": (["--levels", "3", "--threshold", "0.9"], "single non-zero weight"),
+    "precision": (["--precision", "float16"], "invalid choice"),
     "seed": (["--seed", "-1"], "seed must be"),
     "ckpt_n": (["--ckpt_n", "0"], "ckpt_n must be"),
     "valid_size": (["--valid_size", "5000"], "valid_size"),

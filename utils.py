@@ -272,6 +272,9 @@ class TrainingParams:
         5,000 steps before its statistics mean anything.
     seed : int
         Fixes the initialization and the shuffling.
+    precision : {'float32', 'mixed_bfloat16'}
+        Keras' dtype policy for training. Latent weights, batch-norm statistics and the optimizer's
+        state are float32 in both; so is all inference.
 
     Raises
     ------
@@ -286,6 +289,7 @@ class TrainingParams:
     loss_mode: str = "hinge-loss"
     bn_momentum: float = 0.99
     seed: int = 0
+    precision: str = "float32"
 
     def __post_init__(self):
         for name, low in (("batch_size", 1), ("epochs", 0), ("seed", 0)):
@@ -300,6 +304,10 @@ class TrainingParams:
         require(
             self.loss_mode in ("hinge-loss", "softmax"),
             f"loss_mode must be hinge-loss or softmax, not {self.loss_mode!r}",
+        )
+        require(
+            self.precision in ("float32", "mixed_bfloat16"),
+            f"precision must be float32 or mixed_bfloat16, not {self.precision!r}",
         )
 
     def learning_rate(self, epoch):
@@ -338,8 +346,8 @@ def _parameters_in(path):
         damaged = archive.testzip()
         require(damaged is None, f"the check sum of {damaged} is wrong")
         saved = json.loads(archive.read("config.json"))
+        require(saved.get("registered_name") == "bnn>BinaryModel", "it holds another model")
         weight_bytes = archive.getinfo("model.weights.h5").file_size
-    require(saved.get("registered_name") == "bnn>BinaryModel", "it holds another model")
     config = saved["config"]
     network = NetworkParams(**config["network_params"])
     shapes = network.layer_shapes(config["in_dim"], config["out_dim"])

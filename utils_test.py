@@ -91,6 +91,7 @@ def test_network_parameters_are_checked(options, message):
         ({"bn_momentum": 1.5}, "bn_momentum must be a number at least 0 and at most 1"),
         ({"loss_mode": "l2"}, "loss_mode must be"),
         ({"seed": -1}, "seed must be"),
+        ({"precision": "float16"}, "precision must be"),
     ],
 )
 def test_training_parameters_are_checked(options, message):
