@@ -6,11 +6,14 @@ weights.
 """
 
 import dataclasses
+import json
 import math
+import zipfile
 from pathlib import Path
 
 import geometry
 import graph_ops  # Before keras: see there.
+import quantizers  # noqa: F401 (registers them)
 from utils import (
     NetworkParams,
     TrainingParams,
@@ -76,7 +79,8 @@ class BinaryModel(keras.Model):
 
     def _layer_options(self):
         params, training = self.network_params, self.training_params
-        quantizer = "binary" if params.levels == 2 else "ternary"
+        quantizer = params.quantizer or ("binary" if params.levels == 2 else "ternary")
+        graph_ops.quantizer_named(quantizer)
         # One seed per layer, none of them shared with the shuffling.
         seeds = np.random.SeedSequence(training.seed).generate_state(params.layers)
         for seed, weights, acts in zip(
@@ -84,7 +88,9 @@ class BinaryModel(keras.Model):
         ):
             yield {
                 "weight_quantizer": quantizer if weights else "clip",
-                "activation_quantizer": quantizer if acts else "clip",
+                "activation_quantizer": (
+                    graph_ops.activation_quantizer_of(quantizer) if acts else "clip"
+                ),
                 "threshold": params.threshold if params.threshold_sigma is None else 0.0,
                 "threshold_sigma": params.threshold_sigma,
                 "bn_momentum": training.bn_momentum,
@@ -627,3 +633,339 @@ class BinaryNeuralNetwork:
             all(np.isfinite(w).all() for w in self.model.get_weights()),
             f"the weights in {path} hold NaN or infinity",
         )
+
+
+# --- Packed network ---------------------------------------------------------------------------
+
+# Of a packed file. Raised whenever its contents change their meaning.
+PACKED_FORMAT = 1
+# No product reaches these: units whose output is constant.
+NEVER, ALWAYS = np.iinfo(np.int32).max, np.iinfo(np.int32).min
+_NORM = ("moving_mean", "moving_variance", "beta")
+
+
+class PackedNetwork:
+    """A trained binary or ternary network on bits: the same answers, from XNOR and popcount.
+
+    Batch norm and quantizer of a unit become one integer threshold (ternary: two) on its dot
+    products. Activations between layers never leave bits, the first layer convolves 8-bit pixels
+    as integers, and the output's batch norm is the float network's own function: hidden bits and
+    scores are those of `BinaryNeuralNetwork.predict` on the same uint8 images, bit for bit.
+
+    `from_network` and `load` make one.
+    """
+
+    def __init__(self, in_dim, out_dim, network_params, arrays):
+        self.in_dim, self.out_dim, self.network_params = tuple(in_dim), out_dim, network_params
+        self._arrays = arrays
+        self._layers = [
+            self._prepared(i, shape)
+            for i, shape in enumerate(network_params.layer_shapes(in_dim, out_dim))
+        ]
+        self._norm = [keras.ops.convert_to_tensor(arrays[name]) for name in _NORM]
+        self._forward = graph_ops.compiled(self._integer_scores)
+
+    @property
+    def _ternary(self):
+        return self.network_params.levels == 3
+
+    # Packing
+
+    @classmethod
+    def from_network(cls, network):
+        """Pack a trained network.
+
+        Parameters
+        ----------
+        network : BinaryNeuralNetwork
+
+        Raises
+        ------
+        ValueError
+            If it cannot be packed; the message tells the reason.
+        """
+        params = network.network_params
+        _require_packable(params)
+        arrays = {}
+        layers = network.model.quantized_layers
+        for i, layer in enumerate(layers):
+            wb = keras.ops.convert_to_numpy(layer.quantized_kernel())
+            arrays[f"sign_{i}"] = np.packbits(wb > 0)
+            if params.levels == 3:
+                arrays[f"nonzero_{i}"] = np.packbits(wb != 0)
+            if layer is not layers[-1]:
+                largest = int(np.prod(wb.shape[:-1])) * (255 if i == 0 else 1)
+                lower, upper = _thresholds(layer, largest, "uint8" if i == 0 else "float32")
+                arrays[f"upper_{i}"] = upper
+                if params.levels == 3:
+                    arrays[f"lower_{i}"] = lower
+        norm = layers[-1].batch_norm
+        for name in _NORM:
+            arrays[name] = getattr(norm, name).numpy()
+        return cls(network.in_dim, network.out_dim, params, arrays)
+
+    def _kernel_shape(self, index, shape):
+        """(height, width, channels, units) of a layer; of a fully connected one 1 × 1."""
+        fan_in, units = shape
+        size = self.network_params.filter_size if index < len(self.network_params.conv) else 1
+        return size, size, fan_in // size**2, units
+
+    def _prepared(self, index, shape):
+        """One layer's weights as the integer arithmetic takes them, and its thresholds."""
+        arrays, kernel_shape = self._arrays, self._kernel_shape(index, shape)
+
+        def plane(name):
+            bits = np.unpackbits(arrays[f"{name}_{index}"], count=math.prod(kernel_shape))
+            return bits.reshape(kernel_shape)
+
+        planes = [plane(name) for name in (["nonzero", "sign"] if self._ternary else ["sign"])]
+        if index == 0:
+            kernel = 2.0 * planes[-1] - 1
+            kernel = kernel * planes[0] if self._ternary else kernel
+            weights = [keras.ops.convert_to_tensor(kernel.astype(np.float32))]
+        else:
+            weights = [self._packed_plane(bits, index) for bits in planes]
+        names = ["lower", "upper"] if self._ternary else ["upper"]
+        limits = [arrays[f"{name}_{index}"] for name in names if f"{name}_{index}" in arrays]
+        return weights, [keras.ops.convert_to_tensor(limit) for limit in limits]
+
+    def _packed_plane(self, bits, index):
+        """One plane of a kernel, packed as the activations that it meets are packed."""
+        units = bits.shape[-1]
+        if index == len(self.network_params.conv):
+            # The words of an image's positions side by side, each position padded to whole words.
+            bits = bits.reshape(-1, self._flat_channels, units)
+            words = graph_ops.pack_bits(np.moveaxis(bits, 2, 0).astype(np.int8) - 1)
+            words = keras.ops.reshape(words, (1, 1, units, -1))
+        else:
+            words = graph_ops.pack_bits(np.swapaxes(bits, 2, 3).astype(np.int8) - 1)
+        return graph_ops.arrange_kernel(words)
+
+    @property
+    def _flat_channels(self):
+        """Channels of the images that the first fully connected layer flattens."""
+        return (self.network_params.conv or self.in_dim[-1:])[-1]
+
+    # Inference
+
+    def predict(self, x):
+        """Scores, equal to those of the float32 network.
+
+        Parameters
+        ----------
+        x : ndarray, shape (n, height, width, channels)
+            uint8, or float32 that is 2u/255 − 1 for whole numbers u.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, classes)
+
+        Raises
+        ------
+        ValueError
+            If the images do not have this shape, type or grid.
+        """
+        x = self._as_pixels(np.asarray(x))
+        batch = min(len(x), INFERENCE_BATCH)
+        scores = []
+        for start in range(0, len(x), batch):
+            images = x[start : start + batch]
+            # Always full: XLA compiles once for each size that it meets.
+            full = np.pad(images, ((0, batch - len(images)), (0, 0), (0, 0), (0, 0)))
+            scores.append(self._scores(full)[: len(images)])
+        return np.concatenate(scores)
+
+    def classify(self, x):
+        """Labels with the highest score, integers of shape (n,); `x` as in `predict`."""
+        return self.predict(x).argmax(axis=1)
+
+    def _scores(self, images):
+        images = keras.ops.convert_to_tensor(images)
+        products = self._forward(images, self._layers)
+        if len(self._layers) == 1:
+            products = graph_ops.QuantizedLayer.rescale(products, images.dtype)
+        return keras.ops.convert_to_numpy(graph_ops.shift_batch_norm(products, *self._norm))
+
+    def _integer_scores(self, images, layers):
+        """Dot products of the output layer, float32 whole numbers."""
+        *_, products = self._steps(images, layers)
+        return keras.ops.cast(products, "float32")
+
+    def _steps(self, x, layers):
+        """Yield each layer's output: packed bits, and at the end integer products."""
+        params = self.network_params
+        shapes = params.layer_shapes(self.in_dim, self.out_dim)
+        for i, (weights, limits) in enumerate(layers):
+            convolutional = i < len(params.conv)
+            if i == len(params.conv):
+                x = self._flat(x, i)
+            x = self._products(i, x, weights, shapes[i])
+            if i < len(layers) - 1:
+                x = self._quantized(x, limits)
+            if convolutional and params.max_pool[i]:
+                x = graph_ops.max_pool_ternary(x) if self._ternary else graph_ops.max_pool_bits(x)
+            if i == len(layers) - 1:
+                x = x[:, 0, 0]
+            yield x
+
+    def _flat(self, x, index):
+        def flatten(part):
+            return keras.ops.reshape(part, (part.shape[0], 1, 1, math.prod(part.shape[1:])))
+
+        return tuple(map(flatten, x)) if self._ternary and index else flatten(x)
+
+    def _products(self, index, x, weights, shape):
+        _, _, channels, units = self._kernel_shape(index, shape)
+        if index == 0 and self.network_params.conv:
+            return graph_ops.pixel_conv2d(x, weights[0])
+        if index == 0:
+            return graph_ops.pixel_matmul(x[:, 0, 0], weights[0][0, 0])[:, None, None]
+        if self._ternary:
+            return graph_ops.ternary_conv2d(x, weights, units)
+        return graph_ops.xnor_conv2d(x, weights[0], channels, units)
+
+    def _quantized(self, products, limits):
+        if self._ternary:
+            return graph_ops.threshold_ternary(products, *limits)
+        return graph_ops.threshold_bits(products, *limits)
+
+    def hidden_bits(self, x):
+        """Packed activations of every layer but the output, for tests and for the curious.
+
+        Returns
+        -------
+        list of ndarray of uint64, shape (n, height, width, words)
+            Or pairs of them, the planes (nonzero, sign), of a ternary network.
+        """
+        images = keras.ops.convert_to_tensor(self._as_pixels(np.asarray(x)))
+        steps = graph_ops.compiled(lambda images, layers: [*self._steps(images, layers)][:-1])
+        return [
+            tuple(map(keras.ops.convert_to_numpy, bits))
+            if self._ternary
+            else keras.ops.convert_to_numpy(bits)
+            for bits in steps(images, self._layers)
+        ]
+
+    def _as_pixels(self, x):
+        require(
+            x.ndim == 4 and x.shape[1:] == self.in_dim and len(x),
+            f"images must have the shape (n, {', '.join(map(str, self.in_dim))}), not {x.shape}",
+        )
+        if x.dtype == np.uint8:
+            return x
+        require(x.dtype == np.float32, f"images must be uint8 or float32, not {x.dtype}")
+        with np.errstate(invalid="ignore"):
+            pixels = np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8)
+        on_grid = np.abs(pixels.astype(np.float32) / 127.5 - 1 - x) < 1e-6
+        require(on_grid.all(), "float32 images must hold 2u/255 − 1 for whole numbers u")
+        return pixels
+
+    # Files
+
+    def save(self, path):
+        """Write the network to `path`, whole or not at all."""
+        header = {
+            "format": PACKED_FORMAT,
+            "in_dim": self.in_dim,
+            "out_dim": self.out_dim,
+            "network_params": dataclasses.asdict(self.network_params),
+        }
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            header = np.frombuffer(json.dumps(header).encode(), np.uint8)
+            np.savez(file, header=header, **self._arrays)
+
+    @classmethod
+    def load(cls, path):
+        """Open what `save` wrote. Only arrays of numbers are read; nothing is unpickled.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no file at `path`.
+        ValueError
+            If it is not such a file, or is damaged.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no packed network {path}")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+                require(damaged is None, f"the check sum of {damaged} is wrong")
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            header = json.loads(arrays.pop("header").tobytes())
+            require(header["format"] == PACKED_FORMAT, "it has another format")
+            params = NetworkParams(**header["network_params"])
+            _require_packable(params)
+            in_dim, out_dim = header["in_dim"], header["out_dim"]
+            _require_arrays(arrays, params, params.layer_shapes(in_dim, out_dim))
+            return cls(in_dim, out_dim, params, arrays)
+        # Whatever goes wrong while a damaged file is taken apart means the same to the reader.
+        except Exception as error:
+            raise ValueError(f"{path} is damaged or no packed network: {error}") from None
+
+
+def _require_packable(params):
+    for name in ("bin_weights", "bin_acts"):
+        # The output's activation is never quantized, whatever its switch says.
+        hidden = params.per_layer(name)[: -1 if name == "bin_acts" else None]
+        require(all(hidden), f"cannot pack: {name} leaves layers unquantized")
+    for option, why in (
+        ("quantizer", "its quantizer is not the sign or its ternary form"),
+        ("rotate_first", "its first layer is rotated, so its weights are no bits"),
+    ):
+        require(getattr(params, option, None) is None, f"cannot pack: {why}")
+
+
+def _require_arrays(arrays, params, shapes):
+    """Raise ValueError unless `arrays` are what a network of these shapes packs into."""
+    expected = dict.fromkeys(_NORM, (np.float32, (shapes[-1][1],)))
+    ternary = params.levels == 3
+    for i, (fan_in, units) in enumerate(shapes):
+        for name in ("sign", "nonzero") if ternary else ("sign",):
+            expected[f"{name}_{i}"] = (np.uint8, (-(-fan_in * units // 8),))
+        for name in ("upper", "lower") if ternary else ("upper",):
+            if i < len(shapes) - 1:
+                expected[f"{name}_{i}"] = (np.int32, (units,))
+    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    require(found == expected, "its arrays do not fit its parameters")
+
+
+def _thresholds(layer, largest, input_dtype, rows=512):
+    """Products at which each unit's output rises, found by asking the float graph itself.
+
+    Parameters
+    ----------
+    layer : graph_ops.QuantizedLayer
+    largest : int
+        No product exceeds it in magnitude.
+    input_dtype : str
+        Of the layer's input.
+    rows : int
+        Products looked at in one go, which bounds the memory.
+
+    Returns
+    -------
+    lower, upper : ndarray of int32, shape (units,)
+        A unit's output is −1 up to `lower` (ternary; meaningless for binary) and +1 from `upper`.
+    """
+    negative, below_positive = 0, 0
+    for start in range(-largest, largest + 1, rows):
+        products = np.arange(start, min(start + rows, largest + 1), dtype=np.float32)
+        products = np.repeat(products[:, None], layer.units, axis=1)
+        if len(layer.latent_kernel.shape) == 4:
+            products = products[:, None, None]
+        scaled = layer.rescale(keras.ops.convert_to_tensor(products), input_dtype)
+        out = keras.ops.convert_to_numpy(layer.quantized_output(layer.batch_norm(scaled)))
+        out = out.reshape(-1, layer.units)
+        negative += np.sum(out < 0, axis=0)
+        below_positive += np.sum(out <= 0, axis=0)
+    # Batch norm and quantizer only rise, so counts are places.
+    total = 2 * largest + 1
+    lower = np.where(
+        negative == 0, ALWAYS, np.where(negative == total, NEVER, negative - largest - 1)
+    )
+    upper = np.where(below_positive == 0, ALWAYS, below_positive - largest)
+    upper = np.where(below_positive == total, NEVER, upper)
+    return lower.astype(np.int32), upper.astype(np.int32)

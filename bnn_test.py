@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
+import graph_ops
+from bnn import BinaryNeuralNetwork, NetworkParams, PackedNetwork, TrainingParams
 from graph_ops_test import numpy_convolution, numpy_pool
 
 KINDS = {
@@ -260,6 +261,127 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- Packed network ---------------------------------------------------------------------------
+
+SHAPES = {
+    "odd": ((9, 7, 2), {"conv": [5, 70], "max_pool": [1, 1], "fc": [65, 7]}),
+    "one channel": ((8, 8, 1), {"conv": [64, 33, 3], "max_pool": [0, 1, 0], "fc": []}),
+    "even filters": ((6, 5, 3), {"conv": [8, 8], "max_pool": [0, 1], "fc": [9], "filter_size": 2}),
+    "1x1": ((3, 3, 3), {"conv": [4, 4], "max_pool": [0, 0], "fc": [5], "filter_size": 1}),
+    "dense": ((4, 4, 2), {"conv": [], "max_pool": [], "fc": [70, 6]}),
+    "only an output": ((4, 4, 1), {"conv": [], "max_pool": [], "fc": []}),
+}
+LEVELS = {
+    "binary": {},
+    "ternary": {"levels": 3, "threshold": 0.05},
+    "ternary_sigma": {"levels": 3, "threshold_sigma": 0.6},
+}
+
+
+def network_with_history(in_dim, **params):
+    """A network whose batch norm has seen something, one unit a layer being constant."""
+    rng = np.random.default_rng(2)
+    training = TrainingParams(epochs=1, batch_size=8, lr_start=1e-2, bn_momentum=0.5)
+    network = BinaryNeuralNetwork(in_dim, 4, NetworkParams(**params), training)
+    x = rng.integers(0, 256, (40, *in_dim)).astype(np.uint8)
+    network.fit(x, rng.integers(0, 4, 40))
+    for i, layer in enumerate(network.model.quantized_layers):
+        beta = layer.batch_norm.beta
+        beta.assign(rng.normal(0, 0.3, beta.shape) + 1e6 * (-1) ** i * np.eye(*beta.shape, 1)[:, 0])
+    return network, x
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_network_is_the_same_network(shape, level, tmp_path):
+    in_dim, params = SHAPES[shape]
+    network, x = network_with_history(in_dim, **params, **LEVELS[level])
+    packed = PackedNetwork.from_network(network)
+    expected = network.predict(x)
+    np.testing.assert_array_equal(packed.predict(x), expected)
+    np.testing.assert_array_equal(packed.predict(x[:1]), expected[:1])
+    on_grid = (2 * x.astype(np.float32) - 255) / 255
+    np.testing.assert_array_equal(packed.predict(on_grid), expected)
+    packed.save(tmp_path / "network.packed")
+    opened = PackedNetwork.load(tmp_path / "network.packed")
+    np.testing.assert_array_equal(opened.predict(x), expected)
+
+
+@pytest.mark.parametrize("level", ["binary", "ternary"])
+def test_hidden_bits_are_the_activations(level):
+    in_dim, params = SHAPES["odd"]
+    network, x = network_with_history(in_dim, **params, **LEVELS[level])
+    inside = network.inspect_network(x)
+    hidden = [t["post_bin_act"] for t in (*inside["conv_tensors"], *inside["fc_tensors"][:-1])]
+    for bits, expected in zip(
+        PackedNetwork.from_network(network).hidden_bits(x), hidden, strict=True
+    ):
+        expected = expected if expected.ndim == 4 else expected[:, None, None]
+        if level == "binary":
+            bits, packed = [bits], [graph_ops.pack_bits(expected)]
+        else:
+            packed = graph_ops.pack_ternary(expected)
+        for got, plane in zip(bits, packed, strict=True):
+            np.testing.assert_array_equal(got, plane)
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"bin_weights": False, "bin_acts": False}, "bin_weights leaves layers unquantized"),
+        ({"bin_acts": [1, 0, 1, 1]}, "bin_acts leaves layers unquantized"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(params, reason):
+    with pytest.raises(ValueError, match=reason):
+        PackedNetwork.from_network(small_network(**params))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.full((1, 9, 7, 2), 0.1, np.float32), "whole numbers"),
+        (np.full((1, 9, 7, 2), np.nan, np.float32), "whole numbers"),
+        (np.full((1, 9, 7, 2), 3, np.float32), "whole numbers"),
+        (np.zeros((1, 9, 7, 2)), "uint8 or float32"),
+        (np.zeros((1, 7, 9, 2), np.uint8), "must have the shape"),
+        (np.zeros((0, 9, 7, 2), np.uint8), "must have the shape"),
+    ],
+)
+def test_packed_network_refuses_other_images(x, message):
+    packed = PackedNetwork.from_network(small_network())
+    with pytest.raises(ValueError, match=message):
+        packed.predict(x)
+
+
+def test_a_damaged_packed_file_is_refused_or_harmless(tmp_path):
+    network, x, _ = trained(levels=3)
+    path = tmp_path / "network.packed"
+    PackedNetwork.from_network(network).save(path)
+    expected, refused = network.predict(x), 0
+    for damaged in mutations(path.read_bytes(), 60):
+        path.write_bytes(damaged)
+        try:
+            opened = PackedNetwork.load(path)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error)
+        else:
+            np.testing.assert_array_equal(opened.predict(x), expected)
+    assert refused > 30
+
+
+def test_a_hostile_packed_file_is_not_unpickled(tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    np.savez(tmp_path / "bad.npz", header=np.array([Touch()], dtype=object))
+    with pytest.raises(ValueError, match="damaged or no packed network"):
+        PackedNetwork.load(tmp_path / "bad.npz")
+    assert not (tmp_path / "ran").exists()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import utils  # First: its settings are read when TensorFlow is imported.
 
 # isort: split
 import keras
+import numpy as np
 import tensorflow as tf
 
 # --- Quantizers -------------------------------------------------------------------------------
@@ -98,6 +99,49 @@ def clip(x, threshold=0.0):
 QUANTIZERS = {"binary": binarize, "ternary": ternarize, "clip": clip}
 
 
+# What stands for a quantizer of weights on activations, where that is another one.
+_ACTIVATION_QUANTIZERS = {}
+
+
+def register_quantizer(name, activations=None):
+    """Decorator that makes a function known as the quantizer `name`.
+
+    Parameters
+    ----------
+    name : str
+        Under it networks are saved and opened again.
+    activations : str, optional
+        The registered quantizer of the activations of a network whose weights use this one; by
+        default this one, too.
+
+    Returns
+    -------
+    callable
+        Takes f(x, threshold), which returns a tensor like x, and returns it.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, or there is no quantizer `activations`.
+    """
+    if name in QUANTIZERS:
+        raise ValueError(f"there is a quantizer {name!r} already: choose another name")
+    if activations is not None:
+        quantizer_named(activations)
+
+    def register_function(function):
+        QUANTIZERS[name] = function
+        _ACTIVATION_QUANTIZERS[name] = activations or name
+        return function
+
+    return register_function
+
+
+def activation_quantizer_of(name):
+    """Name of the quantizer of activations that goes with the quantizer `name` of weights."""
+    return _ACTIVATION_QUANTIZERS.get(name, name)
+
+
 def quantizer_named(name):
     """The quantizer registered under `name`.
 
@@ -124,13 +168,24 @@ class WeightClip(keras.constraints.Constraint):
         return tf.clip_by_value(w, -1.0, 1.0)
 
 
+BN_EPSILON = 1e-3
+
+
+def shift_batch_norm(x, mean, variance, beta):
+    """(x − mean)·(variance + ε)^(−1/2) + β with ε = 10⁻³, in exactly this order.
+
+    Every step is monotone in x also after rounding, so a threshold on x can stand for a threshold
+    on the result.
+    """
+    return (x - mean) * tf.math.rsqrt(variance + BN_EPSILON) + beta
+
+
 @register
 class ShiftBatchNormalization(keras.layers.BatchNormalization):
     """Batch norm over all axes but the last, with a shift β and no scale.
 
     Training normalizes with the batch's own mean and (biased) variance, through the framework's
-    fused kernel. Inference is (x − mean)·(variance + ε)^(−1/2) + β in exactly this order: every
-    step is monotone in x also after rounding, so a threshold on x can stand for it.
+    fused kernel. Inference is `shift_batch_norm`.
 
     Parameters
     ----------
@@ -139,15 +194,14 @@ class ShiftBatchNormalization(keras.layers.BatchNormalization):
     """
 
     def __init__(self, momentum=0.99, **kwargs):
-        super().__init__(momentum=momentum, scale=False, autocast=False, **kwargs)
+        options = {"scale": False, "epsilon": BN_EPSILON, "autocast": False}
+        super().__init__(momentum=momentum, **options, **kwargs)
 
     def call(self, inputs, training=False):
         if training:
             return self._normalize_by_batch(inputs)
-        mean, variance, beta = map(
-            tf.convert_to_tensor, (self.moving_mean, self.moving_variance, self.beta)
-        )
-        return (inputs - mean) * tf.math.rsqrt(variance + self.epsilon) + beta
+        statistics = (self.moving_mean, self.moving_variance, self.beta)
+        return shift_batch_norm(inputs, *map(tf.convert_to_tensor, statistics))
 
     def _normalize_by_batch(self, inputs):
         shape = tf.shape(inputs)
@@ -282,13 +336,13 @@ class QuantizedLayer(keras.layers.Layer):
             Of the shape of `latent_kernel`: w^b, w^c or another.
         """
         inputs = tf.convert_to_tensor(inputs)
-        return self._rescale(inputs, self._multiply(inputs, kernel, "float32"))
+        return self.rescale(self._multiply(inputs, kernel, "float32"), inputs.dtype)
 
     def pooled_products(self, inputs, dtype="float32"):
         """pool(A·w^b), what batch norm sees."""
         inputs = tf.convert_to_tensor(inputs)
         products = self._pool(self._multiply(inputs, self.quantized_kernel(), dtype))
-        return self._rescale(inputs, products)
+        return self.rescale(products, inputs.dtype)
 
     def pre_activation(self, inputs, training=False):
         """batch norm(pool(A·w^b)), what the activation quantizer sees."""
@@ -304,8 +358,10 @@ class QuantizedLayer(keras.layers.Layer):
         return self._linear(tf.cast(inputs, dtype), tf.cast(kernel, dtype))
 
     @staticmethod
-    def _rescale(inputs, products):
-        return products / 255 if inputs.dtype == tf.uint8 else products
+    def rescale(products, input_dtype):
+        """Products with the odd integers of uint8 images, as products with the images."""
+        # A product, as graphs turn divisions by a constant into one, which rounds differently.
+        return products * (1 / 255) if input_dtype == tf.uint8 else products
 
     def _linear(self, inputs, kernel):
         raise NotImplementedError
@@ -626,3 +682,367 @@ def training_batches(x, y, batch_size, seed, epochs, initial_epoch=0):
 
     epochs_left = tf.data.Dataset.range(initial_epoch, epochs)
     return epochs_left.flat_map(batches_of).prefetch(tf.data.AUTOTUNE)
+
+
+# --- XNOR-popcount ----------------------------------------------------------------------------
+#
+# A ±1 value is one bit, 64 of them one uint64 word. The dot product of two ±1 vectors of length d
+# is d − 2·popcount(a XOR w): one instruction does the work of 64 multiply-adds. All results are
+# exact integers. Ternary values take two bit planes, `nonzero` and `sign` (1 for +1).
+#
+# What makes it fast in plain TensorFlow is the shape of the loop that XLA is left with. The words
+# of the fan-in are unrolled in the graph, and output units lie side by side in memory, 32 at a
+# time, so that the compiler works on as many units as a vector register holds and never sums
+# across a register. Composed inside one `tf.function(jit_compile=True)`, XLA fuses a convolution
+# with its thresholds and the packing of its bits, and integers never reach memory. Alone, or inside
+# a plain `tf.function`, each function compiles itself. Only the batch may be of unknown size, and
+# XLA compiles once for each that it meets: pad the last, partial batch.
+
+WORD_BITS = 64
+LANES = 32
+
+compiled = tf.function(jit_compile=True)
+
+
+# --- XNOR-popcount: packing -------------------------------------------------------------------
+
+
+def _lanes(flags):
+    """Flags with the last axis zero-padded to whole words and split into (words, 2, 32)."""
+    *outer, depth = flags.shape
+    words = -(-depth // WORD_BITS)
+    flags = tf.pad(flags, [[0, 0]] * len(outer) + [[0, words * WORD_BITS - depth]])
+    return tf.reshape(flags, [-1 if n is None else n for n in outer] + [words, 2, LANES])
+
+
+def _pack(flags):
+    # 32-bit lanes: as wide as what is compared, and a block of LANES units is never straddled.
+    values = (np.uint32(1) << np.arange(LANES, dtype=np.uint32)).view(np.int32)
+    halves = tf.reduce_sum(tf.where(_lanes(flags), values, 0), -1)
+    return tf.bitcast(tf.bitcast(halves, tf.uint32), tf.uint64)
+
+
+def _pack_pair(first, second):
+    """`_pack` of both in one reduction; in two, XLA would compute twice what they are made of."""
+    values = np.int64(1) << np.arange(LANES, dtype=np.int64)
+    halves = tf.reduce_sum(
+        tf.where(_lanes(first), values, 0) + tf.where(_lanes(second), values << LANES, 0), -1
+    )
+    halves = tf.bitcast(halves, tf.uint32)
+    return tf.bitcast(halves[..., 0], tf.uint64), tf.bitcast(halves[..., 1], tf.uint64)
+
+
+@compiled
+def pack_bits(x):
+    """Pack the signs of the last axis into words.
+
+    Parameters
+    ----------
+    x : tensor of numbers, shape (..., depth)
+
+    Returns
+    -------
+    tensor of uint64, shape (..., ceil(depth / 64))
+        Bit i of word k is 1 where x[..., 64·k + i] ≥ 0; bits past the end are 0.
+    """
+    return _pack(x >= 0)
+
+
+@compiled
+def pack_ternary(x):
+    """Pack values in {−1, 0, +1} into the planes (nonzero, sign), each as from `pack_bits`.
+
+    Bits of `nonzero` are 1 where x ≠ 0, bits of `sign` where x > 0.
+    """
+    return _pack_pair(x != 0, x > 0)
+
+
+@compiled
+def threshold_bits(products, thresholds):
+    """Pack sign(products − thresholds), the activation that follows a layer, into words.
+
+    Parameters
+    ----------
+    products : tensor of int32, shape (..., units)
+    thresholds : tensor of int32, shape (units,)
+        A unit's bit is 1 where its product is at least this. The smallest int32 makes a unit
+        constantly +1, the largest constantly −1. A falling unit (−1 above a threshold) is a
+        rising one with all its weights negated.
+
+    Returns
+    -------
+    tensor of uint64, shape (..., ceil(units / 64))
+    """
+    return _pack(products >= thresholds)
+
+
+@compiled
+def threshold_ternary(products, lower, upper):
+    """Pack the ternary activation: +1 where products ≥ upper, −1 where products ≤ lower, else 0.
+
+    Returns
+    -------
+    nonzero, sign : tensors of uint64, shape (..., ceil(units / 64))
+    """
+    positive = products >= upper
+    return _pack_pair(positive | (products <= lower), positive)
+
+
+# --- XNOR-popcount: products ------------------------------------------------------------------
+
+
+@compiled
+def arrange_kernel(bits):
+    """Lay packed weights out for the inner loop: units in blocks of 32, block by block.
+
+    Parameters
+    ----------
+    bits : tensor of uint64, shape (..., units, words)
+        For a convolution the leading axes are height and width.
+
+    Returns
+    -------
+    tensor of uint64, shape (ceil(units / 32), ..., words, 32)
+
+    Notes
+    -----
+    With all units on the last axis, successive words of a unit would lie units·8 bytes apart: with
+    512 units that is 4096 bytes, and all of them would fall into the same few lines of the
+    first-level cache (1.0 fell to 0.4 tera-operations a second).
+    """
+    *outer, units, words = bits.shape
+    n = len(outer)
+    bits = tf.pad(bits, [[0, 0]] * n + [[0, -units % LANES], [0, 0]])
+    blocks = tf.reshape(bits, [*outer, -1, LANES, words])
+    return tf.transpose(blocks, [n, *range(n), n + 2, n + 1])
+
+
+def _popcount(words):
+    return tf.cast(tf.raw_ops.PopulationCount(x=words), tf.int64)
+
+
+def _windows(images, height, width):
+    """For each tap of a kernel, row by row, the zero-padded images as that tap sees them."""
+    rows, columns = images.shape[1:3]
+    images = tf.pad(
+        images,
+        [[0, 0], [(height - 1) // 2, height // 2], [(width - 1) // 2, width // 2], [0, 0]],
+    )
+    for y in range(height):
+        for x in range(width):
+            yield images[:, y : y + rows, x : x + columns]
+
+
+def _word_pairs(images, kernel):
+    """Every word of the fan-in beside its weights, shaped to broadcast to (…, blocks, 32)."""
+    _, height, width, words, _ = kernel.shape
+    if images.shape[-1] != words:
+        raise ValueError(f"activations of {images.shape[-1]} words meet weights of {words}")
+    for tap, window in enumerate(_windows(images, height, width)):
+        for k in range(words):
+            yield window[..., k, None, None], kernel[:, tap // width, tap % width, k]
+
+
+def _units(lanes, filters):
+    """(…, blocks, 32) as int32 (…, filters)."""
+    _, rows, columns, blocks, _ = lanes.shape
+    return tf.cast(tf.reshape(lanes, [-1, rows, columns, blocks * LANES]), tf.int32)[..., :filters]
+
+
+def _taps_outside(rows, columns, height, width):
+    """(rows·columns, height·width) float32: 1 where a tap at a position lies in the padding."""
+
+    def inside(size, taps):
+        position = np.arange(size)[:, None] + np.arange(taps) - (taps - 1) // 2
+        return (position >= 0) & (position < size)
+
+    both = inside(rows, height)[:, None, :, None] & inside(columns, width)[None, :, None, :]
+    return 1 - both.reshape(rows * columns, height * width).astype(np.float32)
+
+
+def _counted_in_padding(kernel, channels, rows, columns):
+    """What padded taps add where zeros stand for −1: (rows, columns, blocks·32), int32."""
+    _, height, width, _, _ = kernel.shape
+    # A tap whose activations are all −1 contributes minus the sum of its weights.
+    tap = channels - 2 * tf.reduce_sum(_popcount(kernel), 3)
+    tap = tf.reshape(tf.transpose(tap, [1, 2, 0, 3]), [height * width, -1])
+    # A float32 product of small integers: exact, and unlike a sum of masks XLA does not repeat it
+    # for every image.
+    counted = tf.matmul(_taps_outside(rows, columns, height, width), tf.cast(tap, tf.float32))
+    return tf.cast(tf.reshape(counted, [rows, columns, -1]), tf.int32)
+
+
+@compiled
+def xnor_conv2d(images, kernel, channels, filters):
+    """Convolve packed ±1 images with packed ±1 weights, SAME zero padding, stride 1.
+
+    A fully connected layer is a 1×1 convolution of 1×1 images.
+
+    Parameters
+    ----------
+    images : tensor of uint64, shape (n, rows, columns, words)
+        From `pack_bits` over channels. Only n may be unknown.
+    kernel : tensor of uint64, shape (blocks, height, width, words, 32)
+        `arrange_kernel` of weights packed over input channels, (height, width, filters, words).
+    channels : int
+        How many bits of a position's words count. The others are 0 in images and weights, and
+        may stand anywhere in the words.
+    filters : int
+
+    Returns
+    -------
+    tensor of int32, shape (n, rows, columns, filters)
+        A tap in the padding counts 0.
+
+    Raises
+    ------
+    ValueError
+        If images and kernel differ in their number of words, or it is too small for `channels`.
+    """
+    _, height, width, words, _ = kernel.shape
+    if channels > words * WORD_BITS:
+        raise ValueError(f"{channels} bits do not fit into {words} words")
+    mismatches = sum(_popcount(a ^ w) for a, w in _word_pairs(images, kernel))
+    products = _units(channels * height * width - 2 * mismatches, filters)
+    if height * width == 1:
+        return products
+    padding = _counted_in_padding(kernel, channels, *images.shape[1:3])
+    return products - padding[..., :filters]
+
+
+@compiled
+def ternary_conv2d(images, kernel, filters):
+    """`xnor_conv2d` for ternary values.
+
+    Parameters
+    ----------
+    images, kernel : pairs of tensors of uint64
+        The planes (nonzero, sign), each as in `xnor_conv2d`.
+    filters : int
+    """
+    nonzero, different = 0, 0
+    planes = zip(_word_pairs(images[0], kernel[0]), _word_pairs(images[1], kernel[1]), strict=True)
+    for (a_nonzero, w_nonzero), (a_sign, w_sign) in planes:
+        both = a_nonzero & w_nonzero
+        nonzero += _popcount(both)
+        different += _popcount(both & (a_sign ^ w_sign))
+    return _units(nonzero - 2 * different, filters)
+
+
+def _as_convolution(a, w):
+    return a[:, None, None, :], arrange_kernel(w[None, None])
+
+
+# Not compiled as a whole: XLA would merge the arranging of the weights into the loop.
+@tf.function
+def xnor_matmul(a, w, depth):
+    """Dot products of packed ±1 vectors.
+
+    Parameters
+    ----------
+    a : tensor of uint64, shape (m, words)
+        From `pack_bits`.
+    w : tensor of uint64, shape (n, words)
+    depth : int
+        Length of the vectors: bits past it do not count.
+
+    Returns
+    -------
+    tensor of int32, shape (m, n)
+
+    Raises
+    ------
+    ValueError
+        If a and w differ in their number of words, or it is too small for `depth`.
+    """
+    images, kernel = _as_convolution(a, w)
+    return tf.reshape(xnor_conv2d(images, kernel, depth, w.shape[0]), [-1, w.shape[0]])
+
+
+@tf.function
+def ternary_matmul(a, w):
+    """`xnor_matmul` for ternary vectors, a and w being the pairs of planes (nonzero, sign)."""
+    images, kernels = zip(*map(_as_convolution, a, w), strict=True)
+    filters = w[0].shape[0]
+    return tf.reshape(ternary_conv2d(images, kernels, filters), [-1, filters])
+
+
+# --- XNOR-popcount: pooling -------------------------------------------------------------------
+
+
+def _pool(bits):
+    _, rows, columns, _ = bits.shape
+    bits = tf.pad(bits, [[0, 0], [0, rows % 2], [0, columns % 2], [0, 0]])
+    bits = bits[:, ::2] | bits[:, 1::2]
+    return bits[:, :, ::2] | bits[:, :, 1::2]
+
+
+@compiled
+def max_pool_bits(bits):
+    """2×2 max pooling (SAME: odd sizes round up) of packed ±1 images: an OR.
+
+    Parameters
+    ----------
+    bits : tensor of uint64, shape (n, rows, columns, words)
+    """
+    return _pool(bits)
+
+
+@compiled
+def max_pool_ternary(planes):
+    """`max_pool_bits` for the planes (nonzero, sign): +1 where any is, −1 where all are."""
+    nonzero, sign = planes
+    positive = _pool(sign)
+    return positive | ~_pool(~nonzero | sign), positive
+
+
+# --- XNOR-popcount: the first layer -----------------------------------------------------------
+
+
+def _odd_integers(images, fan_in):
+    if 255 * fan_in >= 2**24:
+        raise ValueError(f"{fan_in} pixels to a unit are too many for exact float32 sums")
+    return 2 * tf.cast(images, tf.float32) - 255
+
+
+@compiled
+def pixel_conv2d(images, kernel):
+    """Convolve the odd integers 2x − 255 of 8-bit images, SAME zero padding, stride 1, exactly.
+
+    In float32, which holds every partial sum: its fused multiply-adds are several times faster
+    than popcounts over the eight bit planes of so few channels.
+
+    Parameters
+    ----------
+    images : tensor of uint8, shape (n, rows, columns, channels)
+        Only n may be unknown.
+    kernel : tensor of float32, shape (height, width, channels, filters)
+        Values −1, 0 and +1.
+
+    Returns
+    -------
+    tensor of int32, shape (n, rows, columns, filters)
+        A tap in the padding counts 0, not −255.
+
+    Raises
+    ------
+    ValueError
+        If a unit sees so many pixels that its sums could exceed 2²⁴.
+    """
+    height, width, channels, _ = kernel.shape
+    pixels = _odd_integers(images, height * width * channels)
+    # Unrolled like the packed products, so that it fuses with what follows.
+    return tf.cast(
+        sum(
+            window[..., c, None] * kernel[tap // width, tap % width, c]
+            for tap, window in enumerate(_windows(pixels, height, width))
+            for c in range(channels)
+        ),
+        tf.int32,
+    )
+
+
+@compiled
+def pixel_matmul(images, kernel):
+    """`pixel_conv2d` for a fully connected first layer: (n, depth) uint8 by (depth, units)."""
+    return tf.cast(tf.matmul(_odd_integers(images, kernel.shape[0]), kernel), tf.int32)

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import graph_ops
 
@@ -367,3 +369,365 @@ def test_one_layers_gradients_in_bfloat16_are_those_in_float32(layer, shape, run
         )
     for exact, rounded in zip(*gradients, strict=True):
         assert cosine(exact, tf.cast(rounded, tf.float32)) >= 0.995
+
+
+# --- XNOR-popcount against NumPy's integers, which know nothing of bits, words or lanes --------
+
+INT32 = np.iinfo(np.int32)
+# Every new shape is compiled, so examples are few; the explicit ones are the corners.
+few = settings(max_examples=5, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+depths = st.integers(1, 200)
+
+
+def signs(rng, *shape):
+    return rng.choice(np.array([-1, 1], np.int32), shape)
+
+
+def ternaries(rng, *shape):
+    return rng.choice(np.array([-1, 0, 1], np.int32), shape)
+
+
+def unpacked(words, depth):
+    """0/1 flags of packed words; whatever lies past `depth` must be zero."""
+    words = np.ascontiguousarray(words)
+    flags = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little").astype(np.int32)
+    assert not flags[..., depth:].any()
+    return flags[..., :depth]
+
+
+def unpacked_signs(words, depth):
+    return 2 * unpacked(words, depth) - 1
+
+
+def unpacked_ternaries(planes, depth):
+    nonzero, sign = (unpacked(plane, depth) for plane in planes)
+    # A zero must have its sign bit cleared: zeros then have one code only.
+    assert not (sign & ~nonzero).any()
+    return nonzero * (2 * sign - 1)
+
+
+def numpy_conv2d(images, kernel):
+    """SAME zero padding, stride 1, tap by tap in int64."""
+    images, kernel = images.astype(np.int64), kernel.astype(np.int64)
+    height, width = kernel.shape[:2]
+    rows, columns = images.shape[1:3]
+    top, left = (height - 1) // 2, (width - 1) // 2
+    padded = np.pad(images, [(0, 0), (top, height - 1 - top), (left, width - 1 - left), (0, 0)])
+    return sum(
+        padded[:, y : y + rows, x : x + columns] @ kernel[y, x]
+        for y in range(height)
+        for x in range(width)
+    )
+
+
+def numpy_max_pool(x):
+    """2×2, SAME: a border window of an odd size holds what is there."""
+    rows, columns = x.shape[1:3]
+    return np.stack(
+        [
+            np.stack(
+                [x[:, y : y + 2, c : c + 2].max(axis=(1, 2)) for c in range(0, columns, 2)], axis=1
+            )
+            for y in range(0, rows, 2)
+        ],
+        axis=1,
+    )
+
+
+def packed_kernel(kernel):
+    """An HWIO ±1 kernel as `xnor_conv2d` takes it."""
+    return graph_ops.arrange_kernel(graph_ops.pack_bits(kernel.transpose(0, 1, 3, 2)))
+
+
+def packed_ternary_kernel(kernel):
+    planes = graph_ops.pack_ternary(kernel.transpose(0, 1, 3, 2))
+    return tuple(graph_ops.arrange_kernel(plane) for plane in planes)
+
+
+# --- Packing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 31, 63, 64, 65, 130])
+def test_packed_bits_are_the_signs_in_order_and_zero_past_the_end(depth):
+    x = np.random.default_rng(depth).standard_normal((3, 2, depth)).astype(np.float32)
+    words = graph_ops.pack_bits(x).numpy()
+    assert words.dtype == np.uint64
+    assert words.shape == (3, 2, -(-depth // 64))
+    assert np.array_equal(unpacked(words, depth), x >= 0)
+
+
+def test_zero_of_either_sign_packs_to_one():
+    assert graph_ops.pack_bits(np.float32([0.0, -0.0, -1e-30, 1e-30])).numpy() == [0b1011]
+
+
+@pytest.mark.parametrize("depth", [1, 64, 70])
+def test_ternary_planes_hold_the_values(depth):
+    x = ternaries(np.random.default_rng(depth), 4, depth)
+    planes = [plane.numpy() for plane in graph_ops.pack_ternary(x)]
+    assert np.array_equal(unpacked_ternaries(planes, depth), x)
+
+
+# --- Products ---------------------------------------------------------------------------------
+
+
+@few
+@given(seeds, st.integers(1, 9), st.integers(1, 80), depths)
+@example(0, 1, 1, 1)
+@example(0, 1, 33, 64)
+@example(0, 5, 64, 65)
+@example(0, 3, 10, 1000)
+def test_xnor_matmul_is_the_integer_product(seed, m, n, depth):
+    rng = np.random.default_rng(seed)
+    a, w = signs(rng, m, depth), signs(rng, n, depth)
+    result = graph_ops.xnor_matmul(graph_ops.pack_bits(a), graph_ops.pack_bits(w), depth)
+    assert result.dtype == tf.int32
+    assert np.array_equal(result, a @ w.T)
+
+
+@few
+@given(seeds, st.integers(1, 9), st.integers(1, 80), depths)
+@example(0, 1, 1, 1)
+@example(0, 4, 40, 1000)
+def test_ternary_matmul_is_the_integer_product(seed, m, n, depth):
+    rng = np.random.default_rng(seed)
+    a, w = ternaries(rng, m, depth), ternaries(rng, n, depth)
+    result = graph_ops.ternary_matmul(graph_ops.pack_ternary(a), graph_ops.pack_ternary(w))
+    assert result.dtype == tf.int32
+    assert np.array_equal(result, a @ w.T)
+
+
+convolutions = given(
+    seed=seeds,
+    images=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    channels=st.integers(1, 130),
+    filters=st.integers(1, 70),
+)
+one_channel = example(seed=0, images=(1, 5, 5), size=(3, 3), channels=1, filters=1)
+kernel_larger_than_image = example(seed=0, images=(1, 1, 2), size=(5, 5), channels=3, filters=33)
+whole_words = example(seed=0, images=(2, 4, 4), size=(3, 3), channels=64, filters=64)
+
+
+@few
+@convolutions
+@one_channel
+@kernel_larger_than_image
+@whole_words
+def test_xnor_conv2d_is_the_integer_convolution(seed, images, size, channels, filters):
+    rng = np.random.default_rng(seed)
+    x, kernel = signs(rng, *images, channels), signs(rng, *size, channels, filters)
+    result = graph_ops.xnor_conv2d(graph_ops.pack_bits(x), packed_kernel(kernel), channels, filters)
+    assert result.dtype == tf.int32
+    assert np.array_equal(result, numpy_conv2d(x, kernel))
+
+
+@few
+@convolutions
+@one_channel
+@kernel_larger_than_image
+@whole_words
+def test_ternary_conv2d_is_the_integer_convolution(seed, images, size, channels, filters):
+    rng = np.random.default_rng(seed)
+    x, kernel = ternaries(rng, *images, channels), ternaries(rng, *size, channels, filters)
+    result = graph_ops.ternary_conv2d(
+        graph_ops.pack_ternary(x), packed_ternary_kernel(kernel), filters
+    )
+    assert result.dtype == tf.int32
+    assert np.array_equal(result, numpy_conv2d(x, kernel))
+
+
+def test_same_padding_is_tensorflows():
+    rng = np.random.default_rng(0)
+    x, kernel = signs(rng, 2, 5, 6, 7), signs(rng, 3, 2, 7, 4)
+    expected = tf.nn.conv2d(x.astype(np.float32), kernel.astype(np.float32), 1, "SAME")
+    result = graph_ops.xnor_conv2d(graph_ops.pack_bits(x), packed_kernel(kernel), 7, 4)
+    assert np.array_equal(result, expected)
+
+
+@pytest.mark.parametrize("value", [-1, 1])
+def test_padded_taps_count_nothing(value):
+    """Equal signs everywhere: a sum is the number of taps inside the image, times channels."""
+    x, kernel = np.full((1, 3, 3, 10), value), np.full((3, 3, 10, 1), value)
+    result = graph_ops.xnor_conv2d(graph_ops.pack_bits(x), packed_kernel(kernel), 10, 1)
+    assert np.array_equal(result[0, ..., 0], [[40, 60, 40], [60, 90, 60], [40, 60, 40]])
+
+
+def test_unused_bits_may_lie_between_used_ones():
+    """Flattened images of 10 channels leave 54 unused bits in each word."""
+    rng = np.random.default_rng(0)
+    x, w = signs(rng, 3, 4, 10), signs(rng, 5, 4, 10)
+    flat = [tf.reshape(graph_ops.pack_bits(v), [len(v), -1]) for v in (x, w)]
+    assert np.array_equal(graph_ops.xnor_matmul(*flat, 40), x.reshape(3, 40) @ w.reshape(5, 40).T)
+
+
+def test_words_that_do_not_match_are_an_error():
+    a = np.zeros((3, 2), np.uint64)
+    with pytest.raises(ValueError, match="2 words meet weights of 1"):
+        graph_ops.xnor_matmul(a, np.zeros((4, 1), np.uint64), 64)
+    with pytest.raises(ValueError, match="129 bits do not fit into 2 words"):
+        graph_ops.xnor_matmul(a, a, 129)
+
+
+# --- Thresholds and pooling -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("units", [5, 100])
+def test_thresholds_are_per_unit_and_inclusive(units):
+    rng = np.random.default_rng(units)
+    thresholds = rng.integers(-3, 4, units, dtype=np.int32)
+    products = rng.integers(-4, 5, (2, 3, units), dtype=np.int32)
+    bits = graph_ops.threshold_bits(products, thresholds).numpy()
+    assert np.array_equal(unpacked(bits, units), products >= thresholds)
+
+    lower = thresholds - rng.integers(1, 3, units, dtype=np.int32)
+    planes = [p.numpy() for p in graph_ops.threshold_ternary(products, lower, thresholds)]
+    expected = (products >= thresholds).astype(int) - (products <= lower)
+    assert np.array_equal(unpacked_ternaries(planes, units), expected)
+
+
+def test_extreme_thresholds_make_constant_units():
+    products = np.array([[-(2**24)] * 3, [2**24] * 3], np.int32)
+    bits = graph_ops.threshold_bits(products, np.array([INT32.min, 0, INT32.max], np.int32)).numpy()
+    assert np.array_equal(unpacked(bits, 3), [[1, 0, 0], [1, 1, 0]])
+
+    lower = np.array([INT32.min, INT32.max - 1, INT32.min], np.int32)
+    upper = np.array([INT32.min + 1, INT32.max, INT32.max], np.int32)
+    planes = [plane.numpy() for plane in graph_ops.threshold_ternary(products, lower, upper)]
+    assert np.array_equal(unpacked_ternaries(planes, 3), [[1, -1, 0], [1, -1, 0]])
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (4, 6), (5, 4), (7, 7)])
+def test_pooling_bits_is_pooling_values(rows, columns):
+    rng = np.random.default_rng(rows)
+    # Mostly −1, so that windows without a +1 occur.
+    x = np.where(rng.random((2, rows, columns, 70)) < 0.2, 1, -1)
+    pooled = graph_ops.max_pool_bits(graph_ops.pack_bits(x)).numpy()
+    assert np.array_equal(unpacked_signs(pooled, 70), numpy_max_pool(x))
+
+    x = rng.choice([-1, 0, 1], x.shape, p=[0.7, 0.2, 0.1])
+    planes = [plane.numpy() for plane in graph_ops.max_pool_ternary(graph_ops.pack_ternary(x))]
+    assert np.array_equal(unpacked_ternaries(planes, 70), numpy_max_pool(x))
+
+
+# --- The first layer --------------------------------------------------------------------------
+
+
+@few
+@given(
+    seed=seeds,
+    images=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    channels=st.integers(1, 4),
+    values=st.sampled_from([[-1, 1], [-1, 0, 1]]),
+)
+@example(seed=0, images=(1, 28, 27), size=(3, 3), channels=1, values=[-1, 1])
+def test_pixel_conv2d_is_the_integer_convolution(seed, images, size, channels, values):
+    rng = np.random.default_rng(seed)
+    # Half the pixels at the ends of their range, where sums are largest.
+    pixels = rng.choice(np.uint8([0, 0, 255, 255, 1, 127, 128, 254]), (*images, channels))
+    kernel = rng.choice(np.float32(values), (*size, channels, 40))
+    result = graph_ops.pixel_conv2d(pixels, kernel)
+    assert result.dtype == tf.int32
+    assert np.array_equal(result, numpy_conv2d(2 * pixels.astype(np.int64) - 255, kernel))
+
+
+def test_pixel_matmul_is_exact_at_the_largest_sums():
+    depth = 2**24 // 255
+    pixels = np.full((2, depth), 255, np.uint8)
+    pixels[1] = np.random.default_rng(0).integers(0, 256, depth)
+    kernel = np.ones((depth, 2), np.float32)
+    kernel[::2, 1] = -1
+    expected = (2 * pixels.astype(np.int64) - 255) @ kernel.astype(np.int64)
+    assert np.array_equal(graph_ops.pixel_matmul(pixels, kernel), expected)
+
+
+def test_sums_beyond_float32_are_refused():
+    depth = 2**24 // 255 + 1
+    with pytest.raises(ValueError, match="too many for exact float32"):
+        graph_ops.pixel_matmul(np.zeros((1, depth), np.uint8), np.ones((depth, 1), np.float32))
+
+
+# --- Together ---------------------------------------------------------------------------------
+
+
+class SmallNetwork:
+    """Pixels → 40 filters → pool → 20 filters → 10 scores, packed and in NumPy."""
+
+    def __init__(self, ternary):
+        rng = np.random.default_rng(ternary)
+        draw = ternaries if ternary else signs
+        self.ternary = ternary
+        self.pixel_kernel = draw(rng, 3, 3, 2, 40).astype(np.float32)
+        self.kernel = draw(rng, 3, 3, 40, 20)
+        self.dense = draw(rng, 3 * 4, 20, 10)
+        self.upper = [np.int32(rng.integers(-200, 200, 40)), np.int32(rng.integers(-9, 9, 20))]
+        self.lower = [upper - 5 for upper in self.upper]
+        pack_kernel = packed_ternary_kernel if ternary else packed_kernel
+        self.packed_kernel = pack_kernel(self.kernel)
+        # A word per position becomes a word of one long vector, as in the flattened activations.
+        self.packed_dense = tf.nest.map_structure(
+            lambda x: tf.reshape(x, [-1, 1, 1, 12, 32]), pack_kernel(self.dense[None])
+        )
+
+    def packed(self, pixels):
+        bits = self.quantize(graph_ops.pixel_conv2d(pixels, self.pixel_kernel), 0)
+        pool = graph_ops.max_pool_ternary if self.ternary else graph_ops.max_pool_bits
+        bits = self.quantize(self.convolve(pool(bits), self.packed_kernel, 40, 20), 1)
+        return bits, self.scores(bits)
+
+    def convolve(self, bits, kernel, channels, filters):
+        if self.ternary:
+            return graph_ops.ternary_conv2d(bits, kernel, filters)
+        return graph_ops.xnor_conv2d(bits, kernel, channels, filters)
+
+    def quantize(self, products, layer):
+        if self.ternary:
+            return graph_ops.threshold_ternary(products, self.lower[layer], self.upper[layer])
+        return graph_ops.threshold_bits(products, self.upper[layer])
+
+    def scores(self, bits):
+        flat = tf.nest.map_structure(lambda x: tf.reshape(x, [-1, 1, 1, 12]), bits)
+        return tf.reshape(self.convolve(flat, self.packed_dense, 12 * 20, 10), [-1, 10])
+
+    def in_numpy(self, pixels):
+        x = self.numpy_quantize(numpy_conv2d(2 * pixels.astype(int) - 255, self.pixel_kernel), 0)
+        x = self.numpy_quantize(numpy_conv2d(numpy_max_pool(x), self.kernel), 1)
+        return x, x.reshape(len(x), -1) @ self.dense.reshape(-1, 10)
+
+    def numpy_quantize(self, products, layer):
+        positive = products >= self.upper[layer]
+        if self.ternary:
+            return positive.astype(int) - (products <= self.lower[layer])
+        return 2 * positive.astype(int) - 1
+
+
+@pytest.mark.parametrize("jit_compile, batch", [(False, 3), (False, None), (True, None)])
+@pytest.mark.parametrize("ternary", [False, True], ids=["binary", "ternary"])
+def test_a_network_gives_numpys_bits_and_scores(ternary, jit_compile, batch):
+    network = SmallNetwork(ternary)
+    predict = tf.function(
+        network.packed,
+        jit_compile=jit_compile,
+        input_signature=[tf.TensorSpec([batch, 5, 7, 2], tf.uint8)],
+    )
+    for n in [3] if batch else [3, 1]:
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 5, 7, 2), dtype=np.uint8)
+        bits, scores = tf.nest.map_structure(lambda x: x.numpy(), predict(pixels))
+        expected_bits, expected_scores = network.in_numpy(pixels)
+        unpack = unpacked_ternaries if ternary else unpacked_signs
+        assert np.array_equal(unpack(bits, 20), expected_bits)
+        assert np.array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_matmul_inside_a_function_of_unknown_batch(jit_compile):
+    w = signs(np.random.default_rng(0), 40, 100)
+
+    @tf.function(jit_compile=jit_compile, input_signature=[tf.TensorSpec([None, 100], tf.float32)])
+    def products(x):
+        return graph_ops.xnor_matmul(graph_ops.pack_bits(x), graph_ops.pack_bits(w), 100)
+
+    for m in (1, 6):
+        a = signs(np.random.default_rng(m), m, 100)
+        assert np.array_equal(products(a.astype(np.float32)), a @ w.T)

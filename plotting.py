@@ -12,6 +12,7 @@ from utils import atomic_path
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F3C8D")
 LINES = ("-", "--", "-.", ":")
+MARKERS = "os^Dv<>PX*hd"
 THEORY = {"color": "black", "linewidth": 1.2}
 
 plt.rcParams.update(
@@ -47,7 +48,12 @@ def _grid(count, columns=3, size=(2.9, 2.6)):
 
 
 def _layer_style(index):
-    return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+    turn = index // len(COLORS)
+    return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[(index + turn) % len(LINES)]}
+
+
+def _layer_marker(index):
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 # --- Trained layers ---------------------------------------------------------------------------
@@ -127,13 +133,13 @@ def plot_dot_products(layers, which):
     Parameters
     ----------
     layers : sequence
-        With `name` and the attribute `which`, a `geometry.DotProductStatistics` with a histogram
-        or None (layer not drawn).
-    which : {'weights_dot', 'activations_dot'}
+        With `name` and the attribute `which`, a `report.DotProducts`, or None (layer not drawn).
+    which : {'weights_dot', 'activations_dot', 'permuted'}
     """
     labels = {
         "weights_dot": ("A·w$^c$", "A·w$^b$"),
         "activations_dot": ("A$^c$·w$^b$", "A$^b$·w$^b$"),
+        "permuted": ("permuted A·w$^c$", "permuted A·w$^b$"),
     }[which]
     layers = [layer for layer in layers if getattr(layer, which) is not None]
     figure, axes = _grid(len(layers))
@@ -158,7 +164,7 @@ def _draw_pairs(axis, statistics):
     axis.text(
         0.03,
         0.97,
-        f"r = {statistics.correlation():.3f}\nsign changes {statistics.sign_changes():.1%}",
+        f"r = {statistics.r:.3f}\nsign changes {statistics.sign_changes:.1%}",
         transform=axis.transAxes,
         va="top",
         fontsize=8,
@@ -189,6 +195,227 @@ def plot_weights(layers):
         )
         axis.set(xlabel="latent weight w$^c$", ylabel="density")
     axes[0].legend(fontsize=7)
+    return figure
+
+
+def plot_predicted(layers):
+    """r of each unit against the r that its weights and the input covariance predict.
+
+    Parameters
+    ----------
+    layers : sequence of report.LayerMeasurement
+        Layers without a covariance are not drawn.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.9))
+    drawn = [layer for layer in layers if layer.predicted_r is not None]
+    for axis in axes:
+        for i, layer in enumerate(drawn):
+            axis.scatter(
+                layer.predicted_r,
+                layer.weights_dot.unit_r,
+                s=9,
+                alpha=0.6,
+                label=layer.name,
+                **_layer_marker(i),
+            )
+        low = min(axis.get_xlim()[0], axis.get_ylim()[0])
+        axis.plot([low, 1], [low, 1], label="prediction", **THEORY)
+        low = low if axis is axes[0] else 0.8
+        axis.set(
+            xlabel="r predicted from training images' covariance", xlim=(low, 1), ylim=(low, 1)
+        )
+    axes[0].set_ylabel("r measured on test images, unit by unit")
+    axes[1].set_title("from 0.8 to 1", loc="left", fontsize=9)
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def plot_permutation(layers):
+    """r of each layer as it is and with its inputs permuted, with the cosine of its angle.
+
+    Means over units away from the border, with the units' standard deviation.
+
+    Parameters
+    ----------
+    layers : sequence of report.LayerMeasurement
+    """
+    figure, axis = plt.subplots(figsize=(5.2, 3.2))
+    for attribute, marker, color, shift, label in (
+        ("weights_dot", "o", COLORS[0], -0.12, "as is"),
+        ("permuted", "s", COLORS[5], 0.12, "inputs permuted"),
+    ):
+        values = [getattr(layer, attribute).inside_unit_r for layer in layers]
+        values = [value[np.isfinite(value)] for value in values]
+        means = [value.mean() if len(value) else np.nan for value in values]
+        spread = [value.std() if len(value) else np.nan for value in values]
+        x = np.arange(len(layers)) + shift
+        axis.errorbar(x, means, spread, fmt=marker, color=color, capsize=2, label=label)
+    for i, layer in enumerate(layers):
+        cosine = np.nanmean(np.cos(layer.angles))
+        label = "cosine of the angle" if i == 0 else None
+        axis.plot([i - 0.35, i + 0.35], [cosine, cosine], label=label, **THEORY)
+    axis.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=30)
+    axis.set_ylabel("r of A·w$^b$ with A·w$^c$")
+    axis.legend(fontsize=7)
+    return figure
+
+
+def plot_spectra(layers):
+    """Share of the input variance that the first principal axes hold, layer by layer.
+
+    Parameters
+    ----------
+    layers : sequence of report.LayerMeasurement
+        Layers without a spectrum are not drawn.
+    """
+    figure, axis = plt.subplots(figsize=(4.6, 3.4))
+    for i, layer in enumerate(layer for layer in layers if layer.spectrum is not None):
+        shares = np.cumsum(layer.spectrum) / layer.spectrum.sum()
+        label = f"{layer.name}, d = {layer.fan_in}"
+        axis.plot(np.arange(1, len(shares) + 1), shares, label=label, **_layer_style(i))
+    axis.set(
+        xlabel="principal axes of the input patches",
+        ylabel="share of the variance",
+        xscale="log",
+        ylim=(0, 1.02),
+    )
+    axis.legend(fontsize=7)
+    return figure
+
+
+def plot_filters(layer, count=32):
+    """Filters of the first layer, latent above binarized, in the colours of the image channels.
+
+    Parameters
+    ----------
+    layer : report.LayerMeasurement
+        With one or three input channels.
+    count : int
+        How many of them.
+    """
+    count = min(count, layer.wc.shape[-1])
+    columns = min(16, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        2 * rows, columns, figsize=(0.5 * columns, 1.05 * rows + 0.3), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for unit in range(count):
+        row, column = divmod(unit, columns)
+        for offset, kernel in enumerate((layer.wc, layer.wb)):
+            pixels = kernel[..., unit] / np.abs(kernel[..., unit]).max(initial=1e-30)
+            axes[2 * row + offset, column].imshow(
+                (pixels + 1) / 2, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+            )
+    figure.suptitle(f"{layer.name}: w$^c$ above its w$^b$", fontsize=9)
+    return figure
+
+
+def plot_rotation(correlations):
+    """r of the first layer, quantized in several bases.
+
+    Parameters
+    ----------
+    correlations : dict
+        From `report.rotation_correlations`.
+    """
+    figure, axis = plt.subplots(figsize=(5.2, 3))
+    names = {"as is": "as is", "random": "random\nrotation", "pca": "principal\naxes", "zca": "ZCA"}
+    for i, (what, hatch) in enumerate((("weights", ""), ("patches", "//"), ("both", ".."))):
+        x = np.arange(len(names)) + 0.27 * (i - 1)
+        heights = [correlations[name][what] for name in names]
+        label = {"both": "both quantized"}.get(what, f"{what} quantized")
+        bars = axis.bar(x, heights, 0.25, color=COLORS[i], hatch=hatch, label=label)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=2, bbox=box)
+    cosine = np.cos(geometry.binary_angle())
+    axis.axhline(cosine, label=f"uncorrelated inputs: {cosine:.3f}", linestyle="--", **THEORY)
+    axis.set_xticks(range(len(names)), names.values())
+    axis.set(ylabel="r with A·w$^c$", ylim=(min(0, *axis.get_ylim()), 1.25))
+    axis.legend(fontsize=7, ncols=2, loc="upper left")
+    return figure
+
+
+def plot_substitution(accuracies, trained):
+    """Test accuracy with latent weights in place of quantized ones.
+
+    Parameters
+    ----------
+    accuracies : dict
+        From `report.substitution_accuracies`.
+    trained : float
+        Accuracy of the network as trained.
+    """
+    figure, axis = plt.subplots(figsize=(6.2, 3))
+    for i, (label, hatch) in enumerate((("as it is", ""), ("batch norm re-estimated", "//"))):
+        x = np.arange(len(accuracies)) + 0.4 * (i - 0.5)
+        heights = [100 * pair[i] for pair in accuracies.values()]
+        axis.bar(x, heights, 0.38, color=COLORS[5 * (1 - i)], hatch=hatch, label=label)
+    axis.axhline(100 * trained, label=f"as trained: {trained:.2%}", linestyle="--", **THEORY)
+    axis.set_xticks(range(len(accuracies)), accuracies, rotation=30)
+    axis.set(ylabel="test accuracy (%)", xlabel="layer with w$^c$ in place of w$^b$", ylim=(0, 115))
+    axis.set_yticks(range(0, 101, 20))
+    axis.legend(fontsize=7, ncols=3, loc="upper left")
+    return figure
+
+
+def plot_thresholds(layers):
+    """Angle and share of zeros against the ternary threshold, with the layers as points.
+
+    Parameters
+    ----------
+    layers : sequence of report.LayerMeasurement
+        A binary network's lie at threshold 0.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
+    tau = np.linspace(0, max(1.0, *(1.2 * layer.tau for layer in layers)), 300)
+    angle = np.degrees(np.arccos(geometry.ternary_cosine(tau)))
+    best = geometry.optimal_ternary_threshold()
+    left.plot(tau, angle, label="Gaussian theory", **THEORY)
+    right.plot(tau, 100 * geometry.ternary_zero_fraction(tau), label="Gaussian theory", **THEORY)
+    left.axvline(best, color="grey", linestyle=":", label=f"least angle: t/σ = {best:.3f}")
+    for i, layer in enumerate(layers):
+        style = {**_layer_marker(i), "linestyle": ""}
+        degrees = np.degrees(layer.angles)
+        left.errorbar(
+            layer.tau, np.nanmean(degrees), np.nanstd(degrees), label=layer.name, capsize=2, **style
+        )
+        right.plot(layer.tau, 100 * np.mean(layer.wb == 0), label=layer.name, **style)
+    left.set(xlabel="threshold t/σ", ylabel="angle(w$^c$, w$^b$) (degrees)")
+    right.set(xlabel="threshold t/σ", ylabel="share of zero weights (%)")
+    left.legend(fontsize=7, loc="upper right", frameon=True, framealpha=1, edgecolor="none")
+    return figure
+
+
+def plot_angle_history(rows):
+    """Angle and r of every layer over the epochs of a training, from before the first step.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        From `report.read_geometry`.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
+    for i, name in enumerate(dict.fromkeys(row["layer"] for row in rows)):
+        own = [row for row in rows if row["layer"] == name]
+        epochs = [row["epochs"] for row in own]
+        left.plot(epochs, [row["angle"] for row in own], label=name, **_layer_style(i))
+        right.plot(epochs, [row["r"] for row in own], label=name, **_layer_style(i))
+    for value, text in ((30, "uniform"), (np.degrees(geometry.binary_angle()), "Gaussian")):
+        left.axhline(value, color="grey", linewidth=0.8, linestyle=":")
+        left.annotate(
+            f"{text}: {value:.2f}°",
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=7,
+            color="grey",
+        )
+    left.set(xlabel="epochs of training", ylabel="mean angle(w$^c$, w$^b$) (degrees)")
+    right.set(xlabel="epochs of training", ylabel="r of A·w$^b$ with A·w$^c$")
+    right.legend(fontsize=7)
     return figure
 
 

@@ -1,21 +1,100 @@
-"""What a trained network's geometry is: angles, dot products and weights, layer by layer."""
+"""What a trained network's geometry is: angles, dot products and weights, layer by layer.
 
+`measure_layers` is the quick look that training prints, `measure_network` the whole measurement.
+Both stream over the images: memory does not grow with their number, and results do not depend on
+the batch size.
+"""
+
+import argparse
+import csv
+import dataclasses
+import functools
+import json
 import os
+import sys
+import time
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import geometry
-from bnn import INFERENCE_BATCH
-from data.load_data import data_set_of, missing_files
-from utils import saved_parameters
+from bnn import (
+    INFERENCE_BATCH,
+    WHITENING_FLOOR,
+    Activations,
+    BinaryNeuralNetwork,
+    layers_accuracy,
+    refit_layers,
+    scaled,
+)
+from data.load_data import data_set_of, load_data, missing_files
+from plotting import run_figures
+from utils import (
+    atomic_path,
+    file_digest,
+    one_line_errors,
+    require,
+    saved_parameters,
+    write_json,
+    write_text,
+)
 
 # isort: split
 import keras
 import numpy as np
+from scipy.integrate import cumulative_trapezoid
+from scipy.optimize import brentq
+from scipy.special import gammaln
+from scipy.stats import gennorm, kstest
+from tqdm import tqdm
 
 # Images that fix the histograms' extents: the first ones, so that no batch size changes them.
 PILOT_IMAGES = 50
 HISTOGRAM_BINS = 60
+# Test images whose activations are permuted together.
+PERMUTED_IMAGES = 500
+# Covariances come from so many training images and patches of each, at random positions: all
+# positions of a wide layer would cost more than the rest of the measurement.
+COVARIANCE_IMAGES = 2000
+COVARIANCE_POSITIONS = 32
+# A covariance of a larger fan-in, and the work on it, would not stay under 2 GB.
+WIDEST_COVARIANCE = 5000
+# Training images on which batch-norm statistics are re-estimated.
+REFIT_IMAGES = 2000
+
+
+# --- What is measured -------------------------------------------------------------------------
+
+
+@dataclass
+class DotProducts:
+    """Paired dot products of one layer.
+
+    Attributes
+    ----------
+    r, slope, sign_changes : float
+        Pearson correlation, slope of the regression of y on x, share of pairs with x·y < 0, all
+        pooled over units, positions and images.
+    inside_r : float
+        r without the positions at the border, which zero padding reaches; nan if there are no
+        others.
+    unit_r, inside_unit_r : ndarray, shape (units,)
+        r of each unit, with and without the border.
+    extent : (float, float, float, float)
+        x from, x to, y from, y to, of the histogram.
+    histogram : ndarray of integers, shape (bins, bins)
+        Pairs per cell, x along the first axis.
+    """
+
+    r: float
+    inside_r: float
+    slope: float
+    sign_changes: float
+    unit_r: np.ndarray = field(repr=False)
+    inside_unit_r: np.ndarray = field(repr=False)
+    extent: tuple = field(repr=False)
+    histogram: np.ndarray = field(repr=False)
 
 
 @dataclass
@@ -29,13 +108,23 @@ class LayerMeasurement:
         d, the length of a unit's weight vector.
     convolutional : bool
     wc, wb : ndarray, shape (…, units)
-        Latent and quantized weights.
+        Latent and quantized weights, in the basis in which they are quantized.
     threshold : float
         Of the ternary weight quantizer, absolute; 0 for a binary one.
-    weights_dot : geometry.DotProductStatistics
+    quantized, quantized_input : bool
+        Are its weights, and the activations that it sees?
+    weights_dot : DotProducts
         A·w^c (x) against A·w^b (y).
-    activations_dot : geometry.DotProductStatistics or None
+    activations_dot : DotProducts or None
         A^c·w^b (x) against A^b·w^b (y); None in the first layer, whose input is not quantized.
+    permuted : DotProducts or None
+        As `weights_dot`, with all entries of the layer's input permuted together.
+    spectrum : ndarray, shape (d,), or None
+        Eigenvalues of the input patches' covariance, greatest first.
+    predicted_r : ndarray, shape (units,), or None
+        r of each unit that this covariance, of training images, predicts for `weights_dot`.
+    entries : DotProducts or None
+        A^c (x) against A^b (y) themselves, entry by entry; None in the first layer.
     """
 
     name: str
@@ -44,13 +133,52 @@ class LayerMeasurement:
     wc: np.ndarray = field(repr=False)
     wb: np.ndarray = field(repr=False)
     threshold: float
-    weights_dot: geometry.DotProductStatistics = None
-    activations_dot: geometry.DotProductStatistics = None
+    quantized: bool
+    quantized_input: bool
+    weights_dot: DotProducts = None
+    activations_dot: DotProducts = None
+    permuted: DotProducts = None
+    spectrum: np.ndarray = field(default=None, repr=False)
+    predicted_r: np.ndarray = field(default=None, repr=False)
+    entries: DotProducts = None
 
     @property
     def angles(self):
         """Angle(w^c, w^b) of each unit in radians, shape (units,)."""
         return geometry.unit_angles(self.wc, self.wb)
+
+    @property
+    def tau(self):
+        """Threshold over the standard deviation of the latent weights, t/σ."""
+        return self.threshold / self.wc.std()
+
+    @property
+    def kurtosis(self):
+        """Mean over units of each unit's own: pooling would mix scales."""
+        return np.nanmean(geometry.unit_kurtosis(self.wc))
+
+    @property
+    def shape_angle(self):
+        """The angle in radians that the kurtosis alone predicts."""
+        return geometry.shape_angle(self.kurtosis, self.tau)
+
+    @property
+    def near_zero(self):
+        """Share of weights within a tenth of their unit's root mean square of zero."""
+        w = self.wc.reshape(-1, self.wc.shape[-1])
+        return np.mean(np.abs(w) < 0.1 * np.sqrt(np.mean(np.square(w), axis=0)))
+
+    @property
+    def spread_ratio(self):
+        """Spread of the units' cosines over that of units drawn from one pool; nan if ternary."""
+        if self.threshold > 0:
+            return np.nan
+        return np.nanstd(np.cos(self.angles)) / geometry.iid_cosine_sd(self.wc, self.fan_in)
+
+    @property
+    def shares(self):
+        """Shares of negative, zero and positive quantized weights."""
+        return [float(np.mean(np.sign(self.wb) == sign)) for sign in (-1, 0, 1)]
 
     @property
     def theory(self):
@@ -60,60 +188,38 @@ class LayerMeasurement:
         """
         if self.threshold == 0:
             return geometry.angle_moments(self.fan_in)
-        return np.arccos(geometry.ternary_cosine(self.threshold / self.wc.std())), np.nan
+        return np.arccos(geometry.ternary_cosine(self.tau)), np.nan
 
 
-def measure_layers(network, x):
-    """Measure every layer of a network on images.
+class _PairCounter:
+    """Statistics of one layer's pairs, away from the border and at it."""
 
-    Parameters
-    ----------
-    network : bnn.BinaryNeuralNetwork
-    x : ndarray, shape (n, height, width, channels)
-        Images as `network.predict` takes them.
+    def __init__(self, x, y, border):
+        extent = (*_range(x), *_range(y))
+        self.border = border if x.ndim == 4 else 0
+        self.inside, self.edge = (
+            geometry.DotProductStatistics(x.shape[-1], extent, HISTOGRAM_BINS) for _ in range(2)
+        )
 
-    Returns
-    -------
-    list of LayerMeasurement
-        From the first layer to the output.
-    """
-    measured = [_weights_of(layer) for layer in network.model.quantized_layers]
-    for images in np.array_split(x, -(-len(x) // INFERENCE_BATCH)):
-        passes = network.model.layer_inputs(keras.ops.convert_to_tensor(images))
-        for result, (layer, inputs, unquantized) in zip(measured, passes, strict=True):
-            wb = layer.quantized_kernel()
-            quantized = _dot(layer, inputs, wb)
-            latent = _dot(layer, inputs, layer.latent_kernel)
-            result.weights_dot = _updated(result.weights_dot, latent, quantized)
-            if layer is not network.model.quantized_layers[0]:
-                before = _dot(layer, unquantized, wb)
-                result.activations_dot = _updated(result.activations_dot, before, quantized)
-    return measured
+    def update(self, x, y):
+        if self.border:
+            (x, x_edge), (y, y_edge) = (geometry.split_border(v, self.border) for v in (x, y))
+            self.edge.update(x_edge, y_edge)
+        self.inside.update(x, y)
 
-
-def _weights_of(layer):
-    wc = layer.latent_kernel.numpy()
-    ternary = layer.weight_quantizer == "ternary"
-    return LayerMeasurement(
-        name=layer.name,
-        fan_in=wc[..., 0].size,
-        convolutional=wc.ndim == 4,
-        wc=wc,
-        wb=keras.ops.convert_to_numpy(layer.quantized_kernel()),
-        threshold=float(layer.weight_threshold(layer.latent_kernel)) if ternary else 0.0,
-    )
-
-
-def _dot(layer, inputs, kernel):
-    return keras.ops.convert_to_numpy(layer.dot_products(inputs, kernel))
-
-
-def _updated(statistics, x, y):
-    """`statistics`, or new ones whose histogram fits the first images, with the pairs added."""
-    if statistics is None:
-        extent = (*_range(x[:PILOT_IMAGES]), *_range(y[:PILOT_IMAGES]))
-        statistics = geometry.DotProductStatistics(x.shape[-1], extent, HISTOGRAM_BINS)
-    return statistics.update(x, y)
+    def result(self):
+        inside_r, inside_unit_r = self.inside.correlation(), self.inside.unit_correlations()
+        pairs = self.edge.merge(self.inside)
+        return DotProducts(
+            r=float(pairs.correlation()),
+            inside_r=float(inside_r),
+            slope=float(pairs.slope()),
+            sign_changes=float(pairs.sign_changes()),
+            unit_r=pairs.unit_correlations(),
+            inside_unit_r=inside_unit_r,
+            extent=pairs.extent,
+            histogram=pairs.histogram,
+        )
 
 
 def _range(values):
@@ -123,6 +229,319 @@ def _range(values):
         # their values each, where others would draw stripes.
         limit = HISTOGRAM_BINS * np.ceil(limit / HISTOGRAM_BINS)
     return -limit, limit
+
+
+# --- Measurement ------------------------------------------------------------------------------
+
+
+def measure_layers(network, x, batch_size=INFERENCE_BATCH, progress=False):
+    """Measure angles and dot products of every layer of a network.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+    x : ndarray, shape (n, height, width, channels)
+        Images as `network.predict` takes them.
+    batch_size : int
+        Images at a time; changes memory and speed, not the result.
+    progress : bool
+        Draw a progress bar?
+
+    Returns
+    -------
+    list of LayerMeasurement
+        From the first layer to the output.
+    """
+    layers = network.model.quantized_layers
+    counters = [{} for _ in layers]
+    for counter, pairs in zip(counters, _all_pairs(network, x[:PILOT_IMAGES]), strict=True):
+        for which, (a, b) in pairs:
+            counter[which] = _PairCounter(a, b, network.network_params.filter_size // 2)
+    with tqdm(total=len(x), desc="dot products", unit="image", disable=not progress) as bar:
+        for images in _batches(x, batch_size):
+            for counter, pairs in zip(counters, _all_pairs(network, images), strict=True):
+                for which, (a, b) in pairs:
+                    counter[which].update(a, b)
+            bar.update(len(images))
+    measured = _all_weights(network)
+    for result, counter in zip(measured, counters, strict=True):
+        for which, pairs in counter.items():
+            setattr(result, which, pairs.result())
+    return measured
+
+
+def measure_network(network, x, x_train, batch_size=INFERENCE_BATCH, progress=False):
+    """Measure everything that paper.md's claims about a trained network need.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+    x, x_train : ndarray, shape (n, height, width, channels)
+        Test images, on which dot products are measured (the first `PERMUTED_IMAGES` of them also
+        with permuted activations), and training images, the first `COVARIANCE_IMAGES` of which
+        give the covariances.
+    batch_size, progress
+        As for `measure_layers`.
+
+    Returns
+    -------
+    list of LayerMeasurement
+    """
+    measured = measure_layers(network, x, batch_size, progress)
+    _measure_permuted(network, measured, x[:PERMUTED_IMAGES], batch_size, progress)
+    _measure_covariances(network, measured, x_train[:COVARIANCE_IMAGES], batch_size, progress)
+    return measured
+
+
+def _batches(x, size):
+    return (x[start : start + size] for start in range(0, len(x), size))
+
+
+def _all_weights(network):
+    layers = network.model.quantized_layers
+    quantized_inputs = (layer.activation_quantizer != "clip" for layer in layers[:-1])
+    measured = [_weights_of(layer) for layer in layers]
+    for result, quantized_input in zip(measured[1:], quantized_inputs, strict=True):
+        result.quantized_input = quantized_input
+    return measured
+
+
+def _weights_of(layer):
+    coordinates = layer.coordinates(layer.latent_kernel)
+    wc = keras.ops.convert_to_numpy(coordinates)
+    ternary = layer.weight_quantizer == "ternary"
+    return LayerMeasurement(
+        name=layer.name,
+        fan_in=wc[..., 0].size,
+        convolutional=wc.ndim == 4,
+        wc=wc,
+        wb=keras.ops.convert_to_numpy(layer.quantized_coordinates()),
+        threshold=float(layer.weight_threshold(coordinates)) if ternary else 0.0,
+        quantized=layer.weight_quantizer != "clip",
+        quantized_input=False,
+    )
+
+
+def _all_pairs(network, images):
+    """Layer by layer, the names of its pairs of dot products with the pairs themselves."""
+    for layer, inputs, unquantized in network.model.layer_inputs(
+        keras.ops.convert_to_tensor(images)
+    ):
+        first = layer is network.model.quantized_layers[0]
+        yield _pairs(layer, inputs, None if first else unquantized)
+
+
+def _pairs(layer, inputs, unquantized=None):
+    wb = layer.quantized_kernel()
+    quantized = _dot(layer, inputs, wb)
+    yield "weights_dot", (_dot(layer, inputs, layer.continuous_kernel()), quantized)
+    if unquantized is not None:
+        yield "activations_dot", (_dot(layer, unquantized, wb), quantized)
+        yield "entries", tuple(map(keras.ops.convert_to_numpy, (unquantized, inputs)))
+
+
+def _dot(layer, inputs, kernel):
+    return keras.ops.convert_to_numpy(layer.dot_products(inputs, kernel))
+
+
+def _measure_permuted(network, measured, x, batch_size, progress):
+    """One layer at a time, as the permutation takes all its inputs at once."""
+    rng = np.random.default_rng(0)
+    inputs = x
+    layers = network.model.quantized_layers
+    for layer, result in tqdm(
+        list(zip(layers, measured, strict=True)), desc="permuted", disable=not progress
+    ):
+        if not result.convolutional:
+            inputs = inputs.reshape(len(inputs), -1)
+        permuted = inputs.ravel()
+        permuted = rng.permutation(permuted).reshape(inputs.shape)
+        counter = None
+        for images in (permuted[:PILOT_IMAGES], *_batches(permuted, batch_size)):
+            ((_, (a, b)),) = _pairs(layer, _as_input(images))
+            if counter is None:
+                counter = _PairCounter(a, b, network.network_params.filter_size // 2)
+            else:
+                counter.update(a, b)
+        result.permuted = counter.result()
+        if layer is not layers[-1]:
+            inputs = np.concatenate(
+                [
+                    _compact(keras.ops.convert_to_numpy(layer(_as_input(images))))
+                    for images in _batches(inputs, batch_size)
+                ]
+            )
+
+
+def _compact(activations):
+    """−1, 0, 1 as bytes; what is no such number stays what it is."""
+    small = activations.astype(np.int8)
+    return small if np.array_equal(small, activations) else activations
+
+
+def _as_input(activations):
+    return activations if activations.dtype == np.uint8 else activations.astype(np.float32)
+
+
+def _measure_covariances(network, measured, x, batch_size, progress):
+    covariances = [
+        geometry.PatchCovariance(result.fan_in) if result.fan_in <= WIDEST_COVARIANCE else None
+        for result in measured
+    ]
+    size = network.network_params.filter_size
+    with tqdm(total=len(x), desc="covariances", unit="image", disable=not progress) as bar:
+        for start in range(0, len(x), batch_size):
+            images = x[start : start + batch_size]
+            inputs = network.model.layer_inputs(keras.ops.convert_to_tensor(images))
+            for covariance, (_, activations, _) in zip(covariances, inputs, strict=True):
+                if covariance is not None:
+                    activations = keras.ops.convert_to_numpy(activations)
+                    covariance.update(_sampled_patches(scaled(activations), size, start))
+            bar.update(len(images))
+    results = list(zip(network.model.quantized_layers, measured, covariances, strict=True))
+    for layer, result, layer_covariance in tqdm(results, desc="spectra", disable=not progress):
+        if layer_covariance is not None:
+            covariance = layer_covariance.covariance
+            result.spectrum = geometry.variance_spectrum(covariance)[0]
+            kernels = layer.continuous_kernel(), layer.quantized_kernel()
+            result.predicted_r = geometry.predicted_correlation(*kernels, covariance)
+
+
+def _sampled_patches(x, size, first):
+    """Patches of each image at random positions, shape (images, positions, size·size·channels).
+
+    The positions of an image follow from its number, counted from `first`, so that they do not
+    depend on the batch. What a fully connected layer sees is one patch.
+    """
+    if x.ndim == 2:
+        return x
+    count, height, width, _ = x.shape
+    positions = np.stack(
+        [
+            np.random.default_rng(number).random((2, COVARIANCE_POSITIONS))
+            for number in range(first, first + count)
+        ],
+        axis=1,
+    )
+    row, column = (
+        (place * length).astype(int)[:, :, None, None]
+        for place, length in zip(positions, (height, width), strict=True)
+    )
+    around = ((size - 1) // 2, size // 2)
+    padded = np.pad(x, ((0, 0), around, around, (0, 0)))
+    tap = np.arange(size)
+    image = np.arange(count)[:, None, None, None]
+    patches = padded[image, row + tap[:, None], column + tap]
+    return patches.reshape(count, COVARIANCE_POSITIONS, -1)
+
+
+# --- The first layer in other bases -----------------------------------------------------------
+
+
+def rotation_correlations(network, x, x_train):
+    """r of the first layer's dot products when it is quantized in another basis.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+        With a convolutional first layer.
+    x, x_train : ndarray, shape (n, height, width, channels)
+        Test images, whose patches are multiplied (`COVARIANCE_POSITIONS` of each of the first
+        `COVARIANCE_IMAGES`), and training images, which give principal axes and whitening.
+
+    Returns
+    -------
+    dict
+        By basis ('as is', 'random', 'pca', 'zca') a dict of r by what is quantized there
+        ('weights', 'patches', 'both'), each against the dot products of nothing quantized.
+        Patches are whitened as (x − mean)Z and multiplied with the latent weights as they are.
+    """
+    layer = network.model.quantized_layers[0]
+    statistics = network.first_patches(x_train)
+    covariance, d = statistics.covariance, statistics.d
+    patches = _sampled_patches(scaled(x[:COVARIANCE_IMAGES]), network.network_params.filter_size, 0)
+    patches = patches.reshape(-1, d)
+    w = layer.latent_kernel.numpy().reshape(d, -1)
+    whitening = geometry.whitening(covariance, WHITENING_FLOOR * np.diag(covariance).mean())
+    threshold = _weights_of(layer).threshold
+    results = {"as is": _quantized_correlations(patches, w, threshold)}
+    for name, rotation in (
+        ("random", geometry.random_rotation(d, 0)),
+        ("pca", geometry.principal_axes(covariance)),
+    ):
+        rotated = patches @ rotation.T, rotation @ w
+        results[name] = _quantized_correlations(*rotated, threshold)
+    whitened = (patches - statistics.mean) @ whitening
+    return results | {"zca": _quantized_correlations(whitened, w, threshold)}
+
+
+def _quantized_correlations(patches, w, threshold):
+    def theta(values):
+        if threshold == 0:
+            return np.where(values >= 0, 1.0, -1.0)
+        return np.sign(values) * (np.abs(values) > threshold)
+
+    exact = patches @ w
+    quantized = {
+        "weights": patches @ theta(w),
+        "patches": theta(patches) @ w,
+        "both": theta(patches) @ theta(w),
+    }
+    return {
+        name: float(geometry.DotProductStatistics(w.shape[1]).update(exact, dots).correlation())
+        for name, dots in quantized.items()
+    }
+
+
+# --- Latent weights in place of quantized ones ------------------------------------------------
+
+
+def substitution_accuracies(network, x_train, x, y, progress=False):
+    """Accuracy with the latent weights of one layer, or all, in place of the quantized ones.
+
+    Latent weights are smaller than ±1, which batch norm's statistics know nothing of: each network
+    is measured as it is and with the statistics re-estimated on training images, from the
+    substituted layer on. The layers below it are left alone and computed once.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+    x_train, x : ndarray, shape (n, height, width, channels)
+        Training images, the first `REFIT_IMAGES` of which re-estimate the statistics, and test
+        images.
+    y : ndarray of integers, shape (n,)
+        Labels of `x`.
+    progress : bool
+        Draw a progress bar?
+
+    Returns
+    -------
+    dict
+        Of (accuracy as it is, accuracy re-estimated), by what is substituted: 'none', the control,
+        each quantized layer's name, and 'all'.
+    """
+    names = [
+        layer.name for layer in network.model.quantized_layers if layer.weight_quantizer != "clip"
+    ]
+    experiments = [("none", 0, [])]
+    for start, layer in enumerate(network.model.quantized_layers):
+        if layer.name in names:
+            experiments.append((layer.name, start, [layer.name]))
+    experiments.insert(1, ("all", 0, names))
+    below, inputs = 0, [Activations(x_train[:REFIT_IMAGES]), Activations(x)]
+    accuracies = {}
+    for name, start, substitute in tqdm(experiments, desc="substitution", disable=not progress):
+        while below < start:
+            inputs = [images.through(network.model.quantized_layers[below]) for images in inputs]
+            below += 1
+        layers = network.with_weights(substitute).model.quantized_layers[start:]
+        as_it_is = layers_accuracy(layers, inputs[1], y)
+        refit_layers(layers, inputs[0])
+        accuracies[name] = as_it_is, layers_accuracy(layers, inputs[1], y)
+    return accuracies
+
+
+# --- Table ------------------------------------------------------------------------------------
 
 
 def format_table(measured):
@@ -137,7 +556,7 @@ def format_table(measured):
                 layer.fan_in,
                 _spread(np.nanmean(angles), np.nanstd(angles)),
                 _spread(*np.degrees(layer.theory)),
-                f"{layer.weights_dot.correlation():.3f}",
+                f"{layer.weights_dot.r:.3f}",
                 f"{geometry.saturated_share(layer.wc):.2%}",
             )
         )
@@ -146,6 +565,718 @@ def format_table(measured):
 
 def _spread(mean, deviation):
     return f"{mean:.2f}°" if np.isnan(deviation) else f"{mean:.2f}° ± {deviation:.2f}°"
+
+
+# --- Claims -----------------------------------------------------------------------------------
+
+# paper.md's table: theory and condition of each claim.
+CONDITIONS = {
+    "angle-random": "Kolmogorov–Smirnov p > 0.01",
+    "angle-binary": "sampled mean within 3 standard errors",
+    "angle-layers": "inner layers within 4° of 37.07°, and within 1° of the angle that its units' "
+    "mean kurtosis alone predicts (generalized Gaussian, below)",
+    "angle-scaling": "fitted exponent −0.5 ± 0.15 over the conv layers",
+    "weights-dot": "r ≥ 0.9 in the inner layers, layer 1 below all of them",
+    "activations-dot": "r ≥ 0.85",
+    "permutation": "per-unit r away from the border, mean over units, within 0.03 of the mean "
+    "cosine (after the permutation this must be so; pooled r is higher where activations have a "
+    "non-zero mean); the evidence is the fall: r unpermuted at least 0.08 higher in every inner "
+    "layer",
+    "first-layer": "first principal axis ≥ 50 % of the patch variance; r after ZCA whitening at "
+    "least 0.15 above r as is; r on test images within 0.03 of the one predicted from the "
+    "covariance of training images",
+    "rotation": "rotated mean within 3° at d = 100, 500; plain off by more than 20°",
+    "ternary": "inner layers within 4° of the Gaussian closed form at their t/σ, within 1° of the "
+    "generalized Gaussian's at their kurtosis and t/σ",
+    "substitution": "inner layers each within 2 points",
+    "weights-hist": "drawn",
+}
+
+
+@dataclass
+class Claim:
+    """One line of the report.
+
+    Attributes
+    ----------
+    id, condition : str
+        As in `CONDITIONS`.
+    theory, measured : str
+        Figures; means over units or samples with their standard errors.
+    holds : bool or None
+        None: there is nothing to judge, and `measured` says why.
+    why : str
+        Where the claim fails, what else was measured that explains it.
+    """
+
+    id: str
+    theory: str
+    measured: str
+    holds: bool | None
+    why: str = ""
+
+    @property
+    def condition(self):
+        return CONDITIONS[self.id]
+
+
+@dataclass
+class Report:
+    """All that was measured on one checkpoint.
+
+    Attributes
+    ----------
+    sha256 : str
+        Of the checkpoint.
+    about : dict
+        Data set, numbers of images, accuracy, parameters, time and memory.
+    layers : list of LayerMeasurement
+    rotation, substitution : dict
+        From `rotation_correlations` (empty without a convolutional layer) and
+        `substitution_accuracies`.
+    """
+
+    sha256: str
+    about: dict
+    layers: list
+    rotation: dict
+    substitution: dict
+
+    @property
+    def convs(self):
+        """The convolutional layers with quantized weights."""
+        return [layer for layer in self.layers if layer.convolutional and layer.quantized]
+
+    @property
+    def inner(self):
+        """Those of them that claims about inner layers judge: all but the network's first."""
+        return [layer for layer in self.convs if layer is not self.layers[0]]
+
+    @property
+    def ternary(self):
+        return any(layer.threshold > 0 for layer in self.layers)
+
+    def claims(self):
+        """Every claim of paper.md's table, judged.
+
+        Returns
+        -------
+        list of Claim
+        """
+        judges = (
+            lambda _: _angle_random(),
+            lambda _: _angle_binary(),
+            _angle_layers,
+            _angle_scaling,
+            _weights_dot,
+            _activations_dot,
+            _permutation,
+            _first_layer,
+            lambda _: _rotation(),
+            _ternary,
+            _substitution,
+            _weights_hist,
+        )
+        return [
+            Claim(claim_id, *judge(self))
+            for claim_id, judge in zip(CONDITIONS, judges, strict=True)
+        ]
+
+
+NO_INNER = "—", "no inner layer with quantized weights", None
+
+
+def _figure(values, form="{:.3f}"):
+    """Mean over units with its standard error."""
+    values = np.asarray(values)[np.isfinite(values)]
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return f"{form.format(values.mean())} ± {form.format(error)}"
+
+
+def _each(layers, text):
+    return ", ".join(f"{layer.name} {text(layer)}" for layer in layers)
+
+
+def _degrees(radians):
+    return f"{np.degrees(radians):.2f}°"
+
+
+# Random vectors need no network; they stand here so that the report is whole.
+SAMPLES = 4000
+
+
+@functools.cache
+def _angle_random():
+    rng, values = np.random.default_rng(0), {}
+    for d in (3, 10, 27, 1152):
+        angles = geometry.angle(*rng.standard_normal((2, SAMPLES, d)))
+        grid = np.linspace(0, np.pi, 20_001)
+        cdf = cumulative_trapezoid(geometry.angle_density(grid, d), grid, initial=0)
+        values[d] = kstest(angles, lambda a, grid=grid, cdf=cdf: np.interp(a, grid, cdf)).pvalue
+    measured = "p = " + ", ".join(f"{p:.2f} (d = {d})" for d, p in values.items())
+    return "density of the angle ∝ sin^(d−2)", measured, bool(min(values.values()) > 0.01)
+
+
+@functools.cache
+def _angle_binary():
+    rng, theory, measured, off = np.random.default_rng(1), [], [], []
+    for d in (3, 10, 27, 1152):
+        u = rng.standard_normal((SAMPLES, d))
+        cosines = np.abs(u).sum(axis=1) / np.linalg.norm(u, axis=1) / np.sqrt(d)
+        mean = geometry.cosine_moments(d)[0]
+        error = cosines.std() / np.sqrt(SAMPLES)
+        theory.append(f"{mean:.4f} (d = {d})")
+        measured.append(f"{cosines.mean():.4f} ± {error:.4f}")
+        off.append(abs(cosines.mean() - mean) / error)
+    limit = _degrees(geometry.binary_angle())
+    return f"mean cos {', '.join(theory)} → {limit}", ", ".join(measured), max(off) <= 3
+
+
+def _angle_layers(report):
+    if report.ternary:
+        return "—", "a ternary network: see the claim 'ternary'", None
+    return _judged_angles(report, geometry.binary_angle())
+
+
+def _ternary(report):
+    if not report.ternary:
+        return "—", "a binary network: see the claim 'angle-layers'", None
+    return _judged_angles(report, None)
+
+
+def _judged_angles(report, gaussian):
+    if not report.inner:
+        return NO_INNER
+    theory, holds, why = [], True, []
+    for layer in report.inner:
+        normal = np.arccos(geometry.ternary_cosine(layer.tau)) if gaussian is None else gaussian
+        measured = np.nanmean(layer.angles)
+        off = (
+            np.degrees(np.abs(measured - normal)),
+            np.degrees(np.abs(measured - layer.shape_angle)),
+        )
+        theory.append(f"{layer.name} {_degrees(normal)} Gaussian")
+        theory[-1] += f" at t/σ {layer.tau:.3f}" if gaussian is None else ""
+        theory[-1] += f", {_degrees(layer.shape_angle)} at κ {layer.kurtosis:.2f}"
+        if off[0] > 4 or off[1] > 1:
+            holds = False
+            why.append(
+                f"{layer.name} is {off[0]:.2f}° off the Gaussian and {off[1]:.2f}° off its "
+                f"kurtosis' angle: κ = {layer.kurtosis:.2f} (uniform, as initialized: 1.8; "
+                f"Gaussian: 3), {layer.near_zero:.1%} of the weights lie within a tenth of their "
+                f"root mean square of zero (uniform: 5.8 %, Gaussian: 8.0 %, the generalized "
+                f"Gaussian at that κ: {_near_zero_share(layer.kurtosis):.1%}), "
+                f"{geometry.saturated_share(layer.wc):.2%} sit at ±1"
+            )
+    measured = _each(report.inner, lambda layer: _figure(np.degrees(layer.angles), "{:.2f}") + "°")
+    return "; ".join(theory), measured, holds, "; ".join(why)
+
+
+def _near_zero_share(kurtosis):
+    """`near_zero` of the generalized Gaussian with this kurtosis, 1.8 (uniform) at least."""
+
+    def excess(epsilon):
+        logs = gammaln(5 * epsilon) + gammaln(epsilon) - 2 * gammaln(3 * epsilon)
+        return logs - np.log(max(kurtosis, 1.801))
+
+    epsilon = brentq(excess, 1e-3, 20)
+    scale = np.exp((gammaln(epsilon) - gammaln(3 * epsilon)) / 2)
+    return 2 * gennorm.cdf(0.1, 1 / epsilon, scale=scale) - 1
+
+
+def _angle_scaling(report):
+    convs = report.convs
+    d = np.array([layer.fan_in for layer in convs])
+    if len(np.unique(d)) < 2:
+        return "−0.5", "fewer than two fan-ins among the convolutional layers", None
+    sds = np.array([np.nanstd(layer.angles) for layer in convs])
+    exponent = geometry.scaling_exponent(d, sds)
+    # The logarithm of a standard deviation from n units has a variance of about 1/(2(n − 1)).
+    logs = np.log(d) - np.log(d).mean()
+    units = np.array([layer.wc.shape[-1] for layer in convs])
+    error = np.sqrt(np.sum(logs**2 / (2 * np.maximum(units - 1, 1)))) / np.sum(logs**2)
+    holds = bool(abs(exponent + 0.5) <= 0.15)
+    ratios = _each(convs, lambda layer: f"{layer.spread_ratio:.2f}")
+    why = f"spread over units, relative to that of units drawn from one pool: {ratios}"
+    sd = _each(convs, lambda layer: _degrees(np.nanstd(layer.angles)))
+    return "−0.5", f"{exponent:.3f} ± {error:.3f} (sd: {sd})", holds, "" if holds else why
+
+
+def _weights_dot(report):
+    if not report.inner:
+        return NO_INNER
+    first = report.layers[0]
+    rs = [layer.weights_dot.r for layer in report.inner]
+    holds = min(rs) >= 0.9 and first.weights_dot.r < min(rs)
+    measured = _each([first, *report.inner], _pooled_r("weights_dot"))
+    theory = "predicted from the input covariance, mean over units: "
+    predicted = [layer for layer in (first, *report.inner) if layer.predicted_r is not None]
+    theory += _each(predicted, lambda layer: f"{np.nanmean(layer.predicted_r):.3f}")
+    why = "the first axis of the inputs holds " + _each(
+        predicted, lambda layer: f"{layer.spectrum[0] / layer.spectrum.sum():.1%}"
+    )
+    why += "; cosine of the angle, which is r for uncorrelated inputs: "
+    why += _each(predicted, lambda layer: f"{np.nanmean(np.cos(layer.angles)):.3f}")
+    return theory, measured, bool(holds), "" if holds else why
+
+
+def _pooled_r(which):
+    def text(layer):
+        pairs = getattr(layer, which)
+        return (
+            f"{pairs.r:.3f} (units {_figure(pairs.unit_r)}, sign changes {pairs.sign_changes:.1%})"
+        )
+
+    return text
+
+
+def _activations_dot(report):
+    layers = [layer for layer in report.inner if layer.quantized_input]
+    if not layers:
+        return "—", "no inner layer with quantized weights and input", None
+    holds = min(layer.activations_dot.r for layer in layers) >= 0.85
+    theory = "r of A^c with A^b, entry by entry: "
+    theory += _each(layers, lambda layer: f"{layer.entries.r:.3f}")
+    why = "uncorrelated activations would give r of A^c with A^b, and these are: first axis "
+    why += _each(layers, lambda layer: f"{layer.spectrum[0] / layer.spectrum.sum():.1%}")
+    why += "; r by unit from " + _each(
+        layers,
+        lambda layer: "{:.2f} to {:.2f}".format(
+            *np.nanpercentile(layer.activations_dot.unit_r, (0, 100))
+        ),
+    )
+    measured = _each(layers, _pooled_r("activations_dot"))
+    return theory, measured, bool(holds), "" if holds else why
+
+
+def _permutation(report):
+    layers = [layer for layer in report.inner if np.isfinite(layer.permuted.inside_r)]
+    if not layers:
+        return "—", "no inner layer with quantized weights and positions off the border", None
+    holds, why, falls = True, [], []
+    for layer in layers:
+        cosine = np.nanmean(np.cos(layer.angles))
+        before, after = (
+            np.nanmean(pairs.inside_unit_r) for pairs in (layer.weights_dot, layer.permuted)
+        )
+        falls.append(before - after)
+        if abs(after - cosine) > 0.03 or before - after < 0.08:
+            holds = False
+            why.append(
+                f"{layer.name}: r {before:.3f} falls by {before - after:.3f} to {after:.3f}, "
+                f"{after - cosine:+.3f} from the cosine; predicted r of the unpermuted inputs "
+                f"{_predicted(layer)}, of which the first axis holds {_first_share(layer)}"
+            )
+    theory = "cosine " + _each(layers, lambda layer: f"{np.nanmean(np.cos(layer.angles)):.3f}")
+    measured = "unpermuted → permuted: " + _each(
+        layers,
+        lambda layer: (
+            f"{_figure(layer.weights_dot.inside_unit_r)} → {_figure(layer.permuted.inside_unit_r)}"
+        ),
+    )
+    return theory, measured, holds, "; ".join(why)
+
+
+def _predicted(layer):
+    return "unknown" if layer.predicted_r is None else f"{np.nanmean(layer.predicted_r):.3f}"
+
+
+def _first_share(layer):
+    return (
+        "unknown" if layer.spectrum is None else f"{layer.spectrum[0] / layer.spectrum.sum():.1%}"
+    )
+
+
+def _first_layer(report):
+    first = report.layers[0]
+    if not (report.rotation and first.quantized):
+        return "—", "no convolutional first layer with quantized weights", None
+    shares = first.spectrum / first.spectrum.sum()
+    as_is, whitened = (report.rotation[name]["weights"] for name in ("as is", "zca"))
+    predicted, measured = np.nanmean(first.predicted_r), np.nanmean(first.weights_dot.unit_r)
+    checks = {
+        f"first axis {shares[0]:.1%}": shares[0] >= 0.5,
+        f"r {as_is:.3f} as is and {whitened:.3f} whitened": whitened - as_is >= 0.15,
+        f"unit r {_figure(first.weights_dot.unit_r)}": abs(predicted - measured) <= 0.03,
+    }
+    failed = [text for text, passed in checks.items() if not passed]
+    why = f"fails: {'; '.join(failed)}. The first three axes hold {shares[:3].sum():.1%}; "
+    why += f"cosine of the angle {np.nanmean(np.cos(first.angles)):.3f}, which r becomes where all "
+    why += f"axes are alike; predicted r {predicted:.3f}"
+    theory = f"predicted unit r {_figure(first.predicted_r)}"
+    return theory, "; ".join(checks), not failed, why if failed else ""
+
+
+@functools.cache
+def _rotation():
+    rng, texts, holds = np.random.default_rng(2), [], True
+    limit = np.degrees(geometry.binary_angle())
+    for d in (100, 500):
+        x = rng.standard_normal((1000, d)) * np.exp(0.1 * (np.arange(d) - d / 2))
+        rotation = geometry.random_rotation(d, rng)
+        plain, rotated = (
+            np.degrees(geometry.angle(x, y))
+            for y in (np.sign(x), geometry.rotated_binarization(x, rotation))
+        )
+        texts.append(f"d = {d}: plain {_figure(plain, '{:.2f}')}°, ")
+        texts[-1] += f"rotated {_figure(rotated, '{:.2f}')}°"
+        holds &= abs(rotated.mean() - limit) <= 3 and abs(plain.mean() - limit) > 20
+    return f"{limit:.2f}°", "; ".join(texts), bool(holds)
+
+
+def _substitution(report):
+    names = [layer.name for layer in report.inner]
+    if not names:
+        return NO_INNER
+    trained = report.about["test_accuracy"]
+    losses = {name: trained - report.substitution[name][1] for name in names}
+    holds = max(losses.values()) <= 0.02
+    error = np.sqrt(trained * (1 - trained) / report.about["test_images"])
+    measured = ", ".join(
+        f"{name} {as_it_is:.2%} → {refitted:.2%}"
+        for name, (as_it_is, refitted) in report.substitution.items()
+    )
+    control = report.substitution["none"]
+    why = f"re-estimation alone, nothing substituted, gives {control[1]:.2%}; unit r of the layers "
+    why += _each(report.inner, lambda layer: f"{np.nanmean(layer.weights_dot.unit_r):.3f}")
+    theory = f"{trained:.2%} ± {error:.2%} as trained"
+    return theory, f"as it is → re-estimated: {measured}", bool(holds), "" if holds else why
+
+
+def _weights_hist(report):
+    shares = _each(report.layers, lambda layer: f"{geometry.saturated_share(layer.wc):.2%}")
+    return "—", f"at ±1: {shares}; figures/weights.png", True
+
+
+# --- Report -----------------------------------------------------------------------------------
+
+# Arrays of a layer that figures need, and of its pairs of dot products.
+_LAYER_ARRAYS = ("spectrum", "predicted_r")
+_PAIRS = ("weights_dot", "activations_dot", "entries", "permuted")
+
+
+def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=INFERENCE_BATCH):
+    """Measure everything on the network in a checkpoint, with progress bars.
+
+    Parameters
+    ----------
+    checkpoint : path-like
+    data_dir : path-like, optional
+        Folder of the data sets.
+    images : int, optional
+        Only the first test images; all of them by default.
+    batch_size : int
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    FileNotFoundError
+        If the checkpoint or its data set is missing.
+    ValueError
+        If the checkpoint is damaged, or images or batch_size is not positive.
+    """
+    for name, value in (("images", images or 1), ("batch_size", batch_size)):
+        require(value >= 1, f"{name} must be at least 1, not {value}")
+    started = time.perf_counter()
+    network, digest = _opened(checkpoint)
+    data_set = data_set_of(network.in_dim)
+    data = load_data(data_set, data_dir)
+    x, y = data.x_test[:images], data.y_test[:images]
+    layers = measure_network(network, x, data.x_train, batch_size, progress=True)
+    rotation = {}
+    if network.network_params.conv:
+        rotation = rotation_correlations(network, x, data.x_train)
+    substitution = substitution_accuracies(network, data.x_train, x, y, progress=True)
+    about = {
+        "data_set": data_set,
+        "test_images": len(x),
+        "test_accuracy": substitution["none"][0],
+        "network_params": dataclasses.asdict(network.network_params),
+        "seconds": round(time.perf_counter() - started),
+        "peak_memory_mb": _peak_memory_mb(),
+    }
+    return Report(digest, about, layers, rotation, substitution)
+
+
+def _opened(checkpoint):
+    """The network in a checkpoint and the sha256 of the very file that it came from."""
+    saved_parameters(checkpoint)  # Says what is wrong with it, if anything is.
+    digest = file_digest(checkpoint, "sha256")
+    network = BinaryNeuralNetwork.load(checkpoint)
+    require(
+        file_digest(checkpoint, "sha256") == digest,
+        f"{checkpoint} changed while it was read: is its training still running?",
+    )
+    return network, digest
+
+
+def _peak_memory_mb():
+    import resource  # Not on Windows.
+
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def write_report(report, folder):
+    """Write report.md, report.json, report.npz with the arrays, and `figures/` to `folder`."""
+    folder = Path(folder)
+    run_figures(report.layers, folder / "figures")
+    arrays = {"sha256": np.array(report.sha256)}
+    for layer in report.layers:
+        for name in _LAYER_ARRAYS:
+            if getattr(layer, name) is not None:
+                arrays[f"{layer.name}/{name}"] = getattr(layer, name)
+        for which in _PAIRS:
+            pairs = getattr(layer, which)
+            for name, value in vars(pairs).items() if pairs else ():
+                arrays[f"{layer.name}/{which}/{name}"] = np.asarray(value)
+    with atomic_path(folder / "report.npz") as temporary:
+        np.savez_compressed(temporary, **arrays)
+    claims = report.claims()
+    summary = {
+        "sha256": report.sha256,
+        **report.about,
+        "claims": [{**vars(claim), "condition": claim.condition} for claim in claims],
+        "layers": [layer_summary(layer) for layer in report.layers],
+        "rotation": report.rotation,
+        "substitution": report.substitution,
+    }
+    write_json(folder / "report.json", _plain(summary))
+    write_text(folder / "report.md", report_text(report, claims))
+
+
+def stored_report(checkpoint):
+    """The report beside a checkpoint, or None unless it is whole and of this very checkpoint."""
+    folder = Path(checkpoint).parent
+    network, digest = _opened(checkpoint)
+    try:
+        summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        with np.load(folder / "report.npz", allow_pickle=False) as archive:
+            arrays = dict(archive)
+        if not summary["sha256"] == str(arrays["sha256"]) == digest:
+            return None
+        names = ("data_set", "test_images", "test_accuracy", "network_params")
+        about = {name: summary[name] for name in (*names, "seconds", "peak_memory_mb")}
+        rotation, substitution = summary["rotation"], summary["substitution"]
+        layers = [_restored(layer, arrays) for layer in _all_weights(network)]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+        return None
+    return Report(digest, about, layers, rotation, substitution)
+
+
+def find_report(checkpoint, images=2000):
+    """The stored report of a checkpoint, or else one measured, on fewer images, and stored.
+
+    Returns
+    -------
+    Report
+    why : str
+        One line for the reader.
+    """
+    stored = stored_report(checkpoint)
+    if stored is not None:
+        return stored, f"stored report of this checkpoint, on {stored.about['test_images']} images"
+    measured = measure_checkpoint(checkpoint, images=images)
+    write_report(measured, Path(checkpoint).parent)
+    count = measured.about["test_images"]
+    return measured, f"no stored report of this checkpoint: measured on {count} test images"
+
+
+def _restored(layer, arrays):
+    for name in _LAYER_ARRAYS:
+        setattr(layer, name, arrays.get(f"{layer.name}/{name}"))
+    for which in _PAIRS:
+        prefix = f"{layer.name}/{which}/"
+        parts = {name.removeprefix(prefix): v for name, v in arrays.items() if prefix in name}
+        parts = {name: value if value.ndim else value[()] for name, value in parts.items()}
+        setattr(layer, which, DotProducts(**parts) if parts else None)
+    return layer
+
+
+def layer_summary(layer):
+    """The figures of one layer, as they stand in report.json: angles in degrees."""
+    angles = np.degrees(layer.angles)
+    summary = {
+        "layer": layer.name,
+        "d": layer.fan_in,
+        "angle": np.nanmean(angles),
+        "angle_sd": np.nanstd(angles),
+        "gaussian_angle": np.degrees(layer.theory[0]),
+        "kurtosis": layer.kurtosis,
+        "kurtosis_angle": np.degrees(layer.shape_angle),
+        "spread_ratio": layer.spread_ratio,
+        "tau": layer.tau,
+        "shares": layer.shares,
+        "gaussian_zero_share": geometry.ternary_zero_fraction(layer.tau),
+        "saturated": geometry.saturated_share(layer.wc),
+        "predicted_unit_r": None if layer.predicted_r is None else np.nanmean(layer.predicted_r),
+        "variance_shares": None
+        if layer.spectrum is None
+        else (layer.spectrum / layer.spectrum.sum())[:10],
+    }
+    for which in _PAIRS:
+        pairs = getattr(layer, which)
+        summary[which] = pairs and {
+            "r": pairs.r,
+            "inside_r": pairs.inside_r,
+            "unit_r": np.nanmean(pairs.unit_r),
+            "unit_r_error": np.nanstd(pairs.unit_r) / np.sqrt(len(pairs.unit_r)),
+            "inside_unit_r": _mean(pairs.inside_unit_r),
+            "slope": pairs.slope,
+            "sign_changes": pairs.sign_changes,
+        }
+    return summary
+
+
+def _mean(values):
+    values = values[np.isfinite(values)]
+    return values.mean() if len(values) else np.nan
+
+
+def _plain(value):
+    """`value` as JSON has it: nan, which it does not have, becomes null."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def report_text(report, claims):
+    """report.md: the claims, why some of them fail, and the figures layer by layer."""
+    about = report.about
+    lines = [
+        "# Geometry of a trained network",
+        "",
+        f"Checkpoint sha256 {report.sha256}, on {about['test_images']} test images of "
+        f"{about['data_set']}, test accuracy {about['test_accuracy']:.2%}. Measured in "
+        f"{about['seconds']} s, peak memory {about['peak_memory_mb']} MB.",
+        "",
+        "Errors are standard errors, of the mean over units or samples. r is pooled over units, "
+        "positions and images, with the mean over units beside it. Covariances are those of "
+        f"{COVARIANCE_POSITIONS} patches at random positions of each of up to {COVARIANCE_IMAGES} "
+        f"training images, for fan-ins up to {WIDEST_COVARIANCE}; batch norm is re-estimated on up "
+        f"to {REFIT_IMAGES} training images. Inner layers are the convolutional ones but the "
+        "first; fully connected layers are measured, not judged.",
+        "",
+        *_markdown(
+            ("claim", "theory", "measured", "condition", "holds"),
+            [
+                (c.id, c.theory, c.measured, c.condition, {None: "—"}.get(c.holds) or _yes(c.holds))
+                for c in claims
+            ],
+        ),
+        "",
+    ]
+    failing = [claim for claim in claims if claim.holds is False]
+    if failing:
+        lines += ["## What does not hold, and what was measured there", ""]
+        lines += [f"- **{claim.id}**: {claim.why or claim.measured}." for claim in failing] + [""]
+    lines += ["## Weights", "", *_weights_table(report), "", "## Dot products", ""]
+    lines += [*_dots_table(report), ""]
+    if report.rotation:
+        rows = [
+            (name, *(f"{r:.3f}" for r in values.values()))
+            for name, values in report.rotation.items()
+        ]
+        lines += ["## The first layer in other bases: r when this is quantized there", ""]
+        lines += [*_markdown(("basis", "weights", "patches", "both"), rows), ""]
+    rows = [(name, *(f"{a:.2%}" for a in pair)) for name, pair in report.substitution.items()]
+    lines += ["## Latent weights in place of quantized ones: test accuracy", ""]
+    lines += [*_markdown(("substituted", "as it is", "batch norm re-estimated"), rows), ""]
+    return "\n".join(lines)
+
+
+def _yes(holds):
+    return "yes" if holds else "**no**"
+
+
+def _weights_table(report):
+    rows = [
+        (
+            layer.name,
+            layer.fan_in,
+            f"{_figure(np.degrees(layer.angles), '{:.2f}')}",
+            f"{np.degrees(np.nanstd(layer.angles)):.2f}",
+            f"{np.degrees(layer.theory[0]):.2f}",
+            f"{layer.kurtosis:.2f}",
+            f"{np.degrees(layer.shape_angle):.2f}",
+            f"{layer.spread_ratio:.2f}",
+            f"{layer.tau:.3f}",
+            " / ".join(f"{share:.1%}" for share in layer.shares),
+            f"{geometry.ternary_zero_fraction(layer.tau):.1%}",
+            f"{geometry.saturated_share(layer.wc):.2%}",
+        )
+        for layer in report.layers
+    ]
+    return _markdown(
+        (
+            "layer",
+            "d",
+            "angle (°)",
+            "sd (°)",
+            "Gaussian (°)",
+            "κ",
+            "angle of κ (°)",
+            "sd of cos / i.i.d.",
+            "t/σ",
+            "−1 / 0 / 1",
+            "Gaussian 0",
+            "at ±1",
+        ),
+        rows,
+    )
+
+
+def _dots_table(report):
+    rows = []
+    for layer in report.layers:
+        w, a, p = layer.weights_dot, layer.activations_dot, layer.permuted
+        rows.append(
+            (
+                layer.name,
+                f"{w.r:.3f}",
+                _figure(w.unit_r),
+                f"{_mean(w.inside_unit_r):.3f}",
+                _predicted(layer),
+                f"{w.slope:.2f}",
+                f"{w.sign_changes:.1%}",
+                f"{p.r:.3f}",
+                f"{_mean(p.inside_unit_r):.3f}",
+                f"{np.nanmean(np.cos(layer.angles)):.3f}",
+                f"{a.r:.3f}" if a else "—",
+                _figure(a.unit_r) if a else "—",
+                _first_share(layer),
+            )
+        )
+    return _markdown(
+        (
+            "layer",
+            "r",
+            "unit r",
+            "off the border",
+            "predicted",
+            "slope",
+            "sign changes",
+            "permuted r",
+            "permuted, units off the border",
+            "mean cosine",
+            "r of activations",
+            "its unit r",
+            "first axis",
+        ),
+        rows,
+    )
+
+
+def _markdown(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 
 
 # --- Which network ----------------------------------------------------------------------------
@@ -186,3 +1317,86 @@ def choose_checkpoint(output="output"):
     if not demo.is_file():
         raise FileNotFoundError("there is no trained network: run make demo, or set BNN_CHECKPOINT")
     return demo, f"{demo}: {why}"
+
+
+# --- During training --------------------------------------------------------------------------
+
+
+class GeometryLog(keras.callbacks.Callback):
+    """Record every layer's geometry before the first epoch and after each.
+
+    The file has a row per layer and number of finished epochs, angles in degrees; see
+    `read_geometry`. A training that is resumed goes on with it.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+        The one in training.
+    x : ndarray, shape (n, height, width, channels)
+        Images on which r is measured: a hundred or two will do.
+    path : path-like
+        The CSV file.
+    """
+
+    COLUMNS = ("epochs", "layer", "angle", "angle_sd", "kurtosis", "r")
+
+    def __init__(self, network, x, path):
+        super().__init__()
+        self.network, self.x, self.path = network, x, Path(path)
+        self._rows = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._rows is None:
+            # A resumed training keeps what it had recorded before it was cut off.
+            earlier = read_geometry(self.path) if epoch and self.path.exists() else []
+            self._rows = [row for row in earlier if row["epochs"] < epoch]
+            self._record(epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._record(epoch + 1)
+
+    def _record(self, epochs):
+        for layer in measure_layers(self.network, self.x):
+            angles = np.degrees(layer.angles)
+            values = np.nanmean(angles), np.nanstd(angles), layer.kurtosis, layer.weights_dot.r
+            row = (epochs, layer.name, *(round(float(value), 4) for value in values))
+            self._rows.append(dict(zip(self.COLUMNS, row, strict=True)))
+        with (
+            atomic_path(self.path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self.COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+
+def read_geometry(path):
+    """What a `GeometryLog` has recorded: a dict per row, in the file's order."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    whole = {"epochs": int, "layer": str}
+    return [{name: whole.get(name, float)(text) for name, text in row.items()} for row in rows]
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
+def main(argv=None):
+    """`python report.py CHECKPOINT`: measure, write the report beside it, print the claims."""
+    cli = argparse.ArgumentParser(prog="report.py", description=__doc__.splitlines()[0])
+    cli.add_argument("checkpoint", help="a network that run_bnn.py has written")
+    cli.add_argument("--data_dir", help="folder of the data sets (default: $BNN_DATA_DIR, data/)")
+    cli.add_argument("--images", type=int, help="only the first test images (default: all)")
+    args = cli.parse_args(argv)
+    with one_line_errors("report.py"):
+        require(args.images is None or args.images >= 1, "--images must be at least 1")
+        report = measure_checkpoint(args.checkpoint, args.data_dir, args.images)
+        folder = Path(args.checkpoint).parent
+        write_report(report, folder)
+        for claim in report.claims():
+            print(f"{claim.id:<16} {'—' if claim.holds is None else _yes(claim.holds)}")
+        print(folder / "report.md")
+
+
+if __name__ == "__main__":
+    main()

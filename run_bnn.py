@@ -31,9 +31,11 @@ INTERRUPTED = 130  # What a shell reports after Ctrl-C.
 # In the run's folder: the trained network; weights and optimizer after the last finished epoch;
 # one row per epoch; what made them.
 CHECKPOINT, STATE = "network.keras", "state.keras"
-HISTORY, RECORD = "history.csv", "run.json"
+HISTORY, GEOMETRY, RECORD = "history.csv", "geometry.csv", "run.json"
 # Images from which the table's correlations are taken: enough for three digits.
 TABLE_IMAGES = 500
+# Images on which --track_geometry measures r after every epoch.
+TRACKED_IMAGES = 200
 # --debug keeps this many images of each split, as published, and by default this many epochs.
 DEBUG_IMAGES, DEBUG_EPOCHS = 100, 2
 
@@ -80,9 +82,13 @@ def parser():
     rotations = ("random", "pca", "zca")
     rotate = "quantize the first layer in this basis"
     add(net, "--rotate_first", "none", rotate, choices=rotations)
+    own = "a quantizer of quantizers.py in place of the sign"
+    add(net, "--quantizer", "none", own, metavar="NAME")
     add(net, "--continuous", "off", "quantize nothing", action="store_true")
 
     train = cli.add_argument_group("training")
+    track = "angles and r after every epoch, in geometry.csv"
+    add(train, "--track_geometry", "off", track, action="store_true")
     add(train, "--epochs", training.epochs, "0 only evaluates", **whole)
     add(train, "--batch_size", training.batch_size, "images in a step", **whole)
     add(train, "--lr_start", training.lr_start, "learning rate of the first epoch", **number)
@@ -268,9 +274,14 @@ def cut_history(path, epochs):
 # --- Run --------------------------------------------------------------------------------------
 
 
-def callbacks(network, out_dir, every):
-    """Keras callbacks that write history, TensorBoard's files and the checkpoint."""
+def callbacks(network, out_dir, every, tracked=None):
+    """Keras callbacks that write history, TensorBoard's files, checkpoint and geometry.
+
+    The geometry is measured on the images `tracked`, if there are any.
+    """
     import keras
+
+    from report import GeometryLog
 
     class Run(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -285,18 +296,21 @@ def callbacks(network, out_dir, every):
             if (epoch + 1) % every == 0:
                 network.save(out_dir / CHECKPOINT)
 
+    track = [] if tracked is None else [GeometryLog(network, tracked, out_dir / GEOMETRY)]
     return [
+        *track,
         Run(),
         keras.callbacks.CSVLogger(out_dir / HISTORY, append=True),
         keras.callbacks.TensorBoard(out_dir / "tensorboard"),
     ]
 
 
-def train(bnn, data, out_dir, record, every):
+def train(bnn, data, out_dir, record, every, track):
     """Train `bnn`, in `out_dir`, from the state that an interrupted run left there."""
     write_json(out_dir / RECORD, record)
     splits = (data.x_train, data.y_train, data.x_valid, data.y_valid)
-    bnn.fit(*splits, callbacks(bnn, out_dir, every), out_dir / STATE)
+    tracked = data.x_test[:TRACKED_IMAGES] if track else None
+    bnn.fit(*splits, callbacks(bnn, out_dir, every, tracked), out_dir / STATE)
     bnn.save(out_dir / CHECKPOINT)
 
 
@@ -316,10 +330,12 @@ def run(argv):
 
     # Only now, as it takes seconds: a wrong flag should be answered at once.
     from bnn import BinaryNeuralNetwork
-    from graph_ops import choose_precision
+    from graph_ops import choose_precision, quantizer_named
     from plotting import run_figures
     from report import format_table, measure_layers
 
+    if network.quantizer:
+        quantizer_named(network.quantizer)
     if training.epochs:
         precision, why = choose_precision(getattr(args, "precision", "auto"))
         print(f"training in {precision}: {why}")
@@ -341,7 +357,7 @@ def run(argv):
     print(f"{network.kind} network with {bnn.weight_count / 1e6:.2f} million weights on {data_set}")
     if training.epochs:
         checkpoint = out_dir / CHECKPOINT
-        train(bnn, data, out_dir, record, every)
+        train(bnn, data, out_dir, record, every, "track_geometry" in args)
     layers = measure_layers(bnn, data.x_test[:TABLE_IMAGES])
     print(format_table(layers))
     accuracy = bnn.score(data.x_test, data.y_test)

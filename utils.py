@@ -160,6 +160,9 @@ class NetworkParams:
     rotate_first : {"random", "pca", "zca"}, optional
         Quantize the first layer's weights after a rotation of its patches, a random one or to
         their principal axes, or for whitened patches.
+    quantizer : str, optional
+        A quantizer registered with `graph_ops.register_quantizer` in place of the sign or its
+        ternary form. It is given the threshold, if there is one.
 
     Raises
     ------
@@ -177,6 +180,7 @@ class NetworkParams:
     threshold: float | None = None
     threshold_sigma: float | None = None
     rotate_first: str | None = None
+    quantizer: str | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -194,6 +198,10 @@ class NetworkParams:
             f"rotate_first must be random, pca or zca, not {self.rotate_first!r}",
         )
         require(not self.rotate_first or self.conv, "rotate_first needs a convolutional layer")
+        require(
+            self.quantizer is None or (isinstance(self.quantizer, str) and self.quantizer),
+            f"quantizer must be the name of one, not {self.quantizer!r}",
+        )
 
     def _check_switches(self):
         pool = self.max_pool
@@ -251,9 +259,11 @@ class NetworkParams:
 
     @property
     def kind(self):
-        """'binary', 'ternary' or, where nothing is quantized, 'continuous'."""
+        """'binary', 'ternary', a quantizer's name or, where nothing is quantized, 'continuous'."""
         if self.bin_weights is False and self.bin_acts is False:
             return "continuous"
+        if self.quantizer:
+            return self.quantizer
         return "binary" if self.levels == 2 else "ternary"
 
 
