@@ -155,6 +155,26 @@ def quantizer_named(name):
     return QUANTIZERS[name]
 
 
+def quantizer_curve(name, x, threshold=0.0):
+    """Values of a registered quantizer and the gradient that training sees in their place.
+
+    Parameters
+    ----------
+    name : str
+    x : array_like, shape (n,)
+    threshold : float
+
+    Returns
+    -------
+    forward, gradient : ndarray, shape (n,)
+    """
+    x = tf.constant(x, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        forward = quantizer_named(name)(x, threshold)
+    return forward.numpy(), tape.gradient(forward, x).numpy()
+
+
 # --- Layers -----------------------------------------------------------------------------------
 
 register = keras.saving.register_keras_serializable("bnn")
@@ -723,7 +743,7 @@ def _pack(flags):
 
 
 def _pack_pair(first, second):
-    """`_pack` of both in one reduction; in two, XLA would compute twice what they are made of."""
+    """`_pack` of both in one reduction; in two, XLA would compute the products twice."""
     values = np.int64(1) << np.arange(LANES, dtype=np.int64)
     halves = tf.reduce_sum(
         tf.where(_lanes(first), values, 0) + tf.where(_lanes(second), values << LANES, 0), -1

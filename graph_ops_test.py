@@ -49,6 +49,12 @@ def test_gradient_passes_up_to_and_including_one(function):
     np.testing.assert_array_equal(gradient(function, EDGES, upstream), expected)
 
 
+def test_quantizer_curve_shows_both_functions():
+    forward, gradient = graph_ops.quantizer_curve("ternary", EDGES, 0.4)
+    np.testing.assert_array_equal(forward, np.sign(EDGES) * (np.abs(EDGES) > 0.4))
+    np.testing.assert_array_equal(gradient, np.abs(EDGES) <= 1)
+
+
 def test_gradients_keep_bfloat16():
     x = tf.constant(EDGES, tf.bfloat16)
     with tf.GradientTape() as tape:

@@ -56,6 +56,191 @@ def _layer_marker(index):
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
+# --- Theory -----------------------------------------------------------------------------------
+
+
+def plot_straight_through(x, curves):
+    """Quantizers and the gradients that training sees in their place.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n,)
+    curves : dict
+        Name to (forward, gradient), arrays of shape (n,).
+    """
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.8), sharey=True)
+    for axis, (name, (forward, gradient)) in zip(axes, curves.items(), strict=True):
+        axis.plot(x, forward, color=COLORS[0], label="forward")
+        axis.plot(x, gradient, color=COLORS[5], linestyle="--", label="gradient")
+        axis.set_title(name, loc="left", fontsize=9)
+        axis.set_xlabel("x")
+    axes[0].legend(loc="upper left", fontsize=7)
+    return figure
+
+
+def plot_angle_samples(samples, density=None, moments=None):
+    """Histograms of sampled angles, one panel per dimension, with the theory on top.
+
+    Parameters
+    ----------
+    samples : dict
+        Dimension d to angles in radians.
+    density : callable, optional
+        (angles, d) to the probability density per radian, drawn as a line.
+    moments : callable, optional
+        d to (mean, sd) in radians, drawn as a line and a band.
+    """
+    figure, axes = _grid(len(samples), columns=len(samples), size=(2.4, 2.5))
+    for axis, (d, angles) in zip(axes, samples.items(), strict=True):
+        degrees = np.degrees(angles)
+        axis.hist(degrees, 60, density=True, color=COLORS[4], label="samples")
+        if density is not None:
+            grid = np.linspace(degrees.min(), degrees.max(), 400)
+            line = np.radians(density(np.radians(grid), d))
+            axis.plot(grid, line, label="theory", **THEORY)
+        if moments is not None:
+            mean, sd = np.degrees(moments(d))
+            axis.axvspan(mean - sd, mean + sd, color="grey", alpha=0.25, zorder=0, label="± sd")
+            axis.axvline(mean, label="theory: mean", **THEORY)
+        axis.set_title(f"d = {d}", loc="left", fontsize=9)
+        axis.set_xlabel("angle (degrees)")
+    axes[0].set_ylabel("density (1/degree)")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def plot_angle_ranges(binarized, random):
+    """Angles to the own sign and to another vector, over all of [0, π], per dimension.
+
+    Parameters
+    ----------
+    binarized, random : dict
+        Dimension d to angles in radians.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    edges = np.arange(0, 180.1, 1.0)
+    for i, d in enumerate(binarized):
+        for angles, line in ((binarized[d], "-"), (random[d], "--")):
+            density = np.histogram(np.degrees(angles), edges, density=True)[0]
+            label = f"d = {d}" if line == "-" else None
+            axis.stairs(density, edges, color=COLORS[i], linestyle=line, label=label)
+    limit = np.degrees(geometry.binary_angle())
+    axis.axvline(limit, label=f"{limit:.2f}°", **{**THEORY, "linewidth": 0.8})
+    axis.set(xlabel="angle (degrees)", ylabel="density (1/degree)", yscale="log", xlim=(0, 180))
+    axis.set_xticks(range(0, 181, 45))
+    axis.legend(fontsize=7, title="solid: to its own sign\ndashed: to another", title_fontsize=7)
+    return figure
+
+
+def plot_spread(samples):
+    """Standard deviation of sampled angles against dimension, with theory and d^(−1/2).
+
+    Parameters
+    ----------
+    samples : dict
+        Dimension d to angles in radians.
+    """
+    figure, axis = plt.subplots(figsize=(4.4, 3.2))
+    d = np.array(list(samples))
+    span = np.unique(np.rint(np.geomspace(d.min(), d.max(), 100)))
+    theory = np.degrees(geometry.angle_moments(span)[1])
+    axis.loglog(span, theory, label="theory", **THEORY)
+    limit = np.degrees(np.sqrt((1 - 3 / np.pi) / (1 - 2 / np.pi) / span))
+    axis.loglog(span, limit, color="grey", linestyle=":", label="0.352·d$^{-1/2}$ rad")
+    spread = [np.degrees(angles.std()) for angles in samples.values()]
+    axis.loglog(d, spread, "o", color=COLORS[0], label="samples")
+    axis.set(xlabel="dimension d", ylabel="sd of the angle (degrees)")
+    axis.legend()
+    return figure
+
+
+def plot_shapes(named):
+    """Angle against kurtosis for the generalized Gaussian, with named distributions.
+
+    Parameters
+    ----------
+    named : dict
+        Name to (kurtosis, angle in radians).
+    """
+    figure, axis = plt.subplots(figsize=(4.4, 3.2))
+    kurtosis = np.geomspace(1.8, 9, 200)
+    axis.plot(kurtosis, np.degrees(geometry.shape_angle(kurtosis)), **THEORY)
+    for i, (name, (x, y)) in enumerate(named.items()):
+        axis.plot(x, np.degrees(y), "o", color=COLORS[i])
+        axis.annotate(name, (x, np.degrees(y)), textcoords="offset points", xytext=(7, -10))
+    axis.set(xlabel="kurtosis E w$^4$ / (E w$^2$)$^2$", ylabel="angle(w, sign w) (degrees)")
+    return figure
+
+
+def plot_rotated(samples):
+    """Angles of plain and of rotated binarization of an anisotropic Gaussian, per dimension.
+
+    Parameters
+    ----------
+    samples : dict
+        Dimension d to (plain, rotated) angles in radians.
+    """
+    figure, axes = _grid(len(samples), columns=len(samples), size=(2.7, 2.5))
+    edges = np.arange(0, 91, 1.5)
+    for axis, (d, angles) in zip(axes, samples.items(), strict=True):
+        for part, name, color in zip(
+            angles, ("plain", "rotated"), (COLORS[5], COLORS[0]), strict=True
+        ):
+            axis.hist(np.degrees(part), edges, density=True, alpha=0.7, color=color, label=name)
+        axis.axvline(np.degrees(geometry.binary_angle()), label="37.07°", **THEORY)
+        axis.set_title(f"d = {d}", loc="left", fontsize=9)
+        axis.set_xlabel("angle (degrees)")
+    axes[0].set_ylabel("density (1/degree)")
+    axes[-1].legend(fontsize=7, loc="upper center")
+    return figure
+
+
+def plot_ternary(samples):
+    """Angle and share of zeros of a ternarized Gaussian against the threshold.
+
+    Parameters
+    ----------
+    samples : dict
+        Threshold τ = t/σ to (angle in radians, share of zeros), sampled.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3))
+    tau = np.linspace(0, 2, 200)
+    left.plot(tau, np.degrees(np.arccos(geometry.ternary_cosine(tau))), label="theory", **THEORY)
+    right.plot(tau, geometry.ternary_zero_fraction(tau), label="theory", **THEORY)
+    angles, zeros = np.transpose(list(samples.values()))
+    left.plot(list(samples), np.degrees(angles), "o", color=COLORS[0], label="samples")
+    right.plot(list(samples), zeros, "o", color=COLORS[0], label="samples")
+    best = geometry.optimal_ternary_threshold()
+    left.axvline(best, color="grey", linestyle=":", label=f"best: τ = {best:.3f}")
+    left.set(xlabel="threshold τ = t/σ", ylabel="angle(w, ternary w) (degrees)")
+    right.set(xlabel="threshold τ = t/σ", ylabel="share of zeros")
+    left.legend(fontsize=7)
+    return figure
+
+
+def plot_bits(levels):
+    """Angle against bits per weight: Lloyd–Max quantizers, and the limit for any code.
+
+    Parameters
+    ----------
+    levels : sequence of int
+        Numbers of levels of the quantizers.
+    """
+    figure, axis = plt.subplots(figsize=(4.8, 3.3))
+    bits = np.linspace(0.5, np.log2(max(levels)), 200)
+    limit = np.degrees(geometry.rate_distortion_angle(bits))
+    axis.semilogy(bits, limit, label="rate–distortion limit", **THEORY)
+    angles = np.degrees(np.arccos([geometry.quantizer_cosine(n) for n in levels]))
+    axis.semilogy(np.log2(levels), angles, "o", color=COLORS[0], label="Lloyd–Max quantizer")
+    for n, angle in zip(levels, angles, strict=True):
+        axis.annotate(f"{n}", (np.log2(n), angle), textcoords="offset points", xytext=(5, 4))
+    axis.set(xlabel="bits per weight, log$_2$(levels)", ylabel="angle(w, quantized w) (degrees)")
+    axis.set_yticks([5, 10, 20, 40], ["5", "10", "20", "40"])
+    axis.minorticks_off()
+    axis.legend()
+    return figure
+
+
 # --- Trained layers ---------------------------------------------------------------------------
 
 
@@ -402,7 +587,8 @@ def plot_angle_history(rows):
         epochs = [row["epochs"] for row in own]
         left.plot(epochs, [row["angle"] for row in own], label=name, **_layer_style(i))
         right.plot(epochs, [row["r"] for row in own], label=name, **_layer_style(i))
-    for value, text in ((30, "uniform"), (np.degrees(geometry.binary_angle()), "Gaussian")):
+    gaussian = np.degrees(geometry.binary_angle())
+    for value, text in ((30, "uniform, binary"), (gaussian, "Gaussian, binary")):
         left.axhline(value, color="grey", linewidth=0.8, linestyle=":")
         left.annotate(
             f"{text}: {value:.2f}°",
@@ -415,6 +601,8 @@ def plot_angle_history(rows):
         )
     left.set(xlabel="epochs of training", ylabel="mean angle(w$^c$, w$^b$) (degrees)")
     right.set(xlabel="epochs of training", ylabel="r of A·w$^b$ with A·w$^c$")
+    for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     right.legend(fontsize=7)
     return figure
 

@@ -170,10 +170,16 @@ class LayerMeasurement:
 
     @property
     def spread_ratio(self):
-        """Spread of the units' cosines over that of units drawn from one pool; nan if ternary."""
-        if self.threshold > 0:
-            return np.nan
-        return np.nanstd(np.cos(self.angles)) / geometry.iid_cosine_sd(self.wc, self.fan_in)
+        """Spread of the units' cosines over that of units drawn from one pool.
+
+        By `geometry.iid_cosine_sd`; a ternary layer's weights are dealt out to its units anew.
+        """
+        spread = np.nanstd(np.cos(self.angles))
+        if self.threshold == 0:
+            return spread / geometry.iid_cosine_sd(self.wc, self.fan_in)
+        order = np.random.default_rng(0).permutation(self.wc.size)
+        dealt = (w.ravel()[order].reshape(self.fan_in, -1) for w in (self.wc, self.wb))
+        return spread / np.nanstd(np.cos(geometry.unit_angles(*dealt)))
 
     @property
     def shares(self):
@@ -398,13 +404,17 @@ def _measure_covariances(network, measured, x, batch_size, progress):
                     activations = keras.ops.convert_to_numpy(activations)
                     covariance.update(_sampled_patches(scaled(activations), size, start))
             bar.update(len(images))
-    results = list(zip(network.model.quantized_layers, measured, covariances, strict=True))
-    for layer, result, layer_covariance in tqdm(results, desc="spectra", disable=not progress):
-        if layer_covariance is not None:
-            covariance = layer_covariance.covariance
-            result.spectrum = geometry.variance_spectrum(covariance)[0]
+    layers = network.model.quantized_layers
+    for layer, result in tqdm(
+        list(zip(layers, measured, strict=True)), desc="spectra", disable=not progress
+    ):
+        # A wide layer's takes 170 MB, and each copy as much again: none is kept for longer.
+        covariance = covariances.pop(0)
+        if covariance is not None:
+            covariance = covariance.covariance
             kernels = layer.continuous_kernel(), layer.quantized_kernel()
             result.predicted_r = geometry.predicted_correlation(*kernels, covariance)
+            result.spectrum = geometry.variance_spectrum(covariance)[0]
 
 
 def _sampled_patches(x, size, first):
@@ -837,8 +847,12 @@ def _activations_dot(report):
     holds = min(layer.activations_dot.r for layer in layers) >= 0.85
     theory = "r of A^c with A^b, entry by entry: "
     theory += _each(layers, lambda layer: f"{layer.entries.r:.3f}")
-    why = "uncorrelated activations would give r of A^c with A^b, and these are: first axis "
-    why += _each(layers, lambda layer: f"{layer.spectrum[0] / layer.spectrum.sum():.1%}")
+    why = "entry by entry A^c correlates with A^b by " + _each(
+        layers, lambda layer: f"{layer.entries.r:.3f}"
+    )
+    why += " (Gaussian entries, binary: 0.798), which is r for inputs whose entries are alike and "
+    why += "uncorrelated; first axis "
+    why += _each(layers, _first_share)
     why += "; r by unit from " + _each(
         layers,
         lambda layer: "{:.2f} to {:.2f}".format(
@@ -985,11 +999,14 @@ def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=INFERE
     data_set = data_set_of(network.in_dim)
     data = load_data(data_set, data_dir)
     x, y = data.x_test[:images], data.y_test[:images]
-    layers = measure_network(network, x, data.x_train, batch_size, progress=True)
+    # The other training images would take memory for nothing.
+    x_train = data.x_train[: max(COVARIANCE_IMAGES, REFIT_IMAGES)].copy()
+    del data
+    layers = measure_network(network, x, x_train, batch_size, progress=True)
     rotation = {}
     if network.network_params.conv:
-        rotation = rotation_correlations(network, x, data.x_train)
-    substitution = substitution_accuracies(network, data.x_train, x, y, progress=True)
+        rotation = rotation_correlations(network, x, x_train)
+    substitution = substitution_accuracies(network, x_train, x, y, progress=True)
     about = {
         "data_set": data_set,
         "test_images": len(x),

@@ -587,3 +587,15 @@ def test_the_scaled_sign_is_the_nearest_multiple_of_the_signs():
     assert params.kind == "scaled_sign"
     layer = BinaryNeuralNetwork((7, 6, 2), 4, params).model.conv_layers[0]
     assert (layer.weight_quantizer, layer.activation_quantizer) == ("scaled_sign", "binary")
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_the_spread_ratio_is_one_for_units_that_are_alike(threshold):
+    layer = exemplary(threshold).layers[1]
+    assert layer.spread_ratio == pytest.approx(1, abs=0.2)
+    scale = np.where(np.arange(64) % 2, 1.0, 0.5)
+    for wc in (layer.wc * scale, np.abs(layer.wc) ** (2 * scale) * np.sign(layer.wc)):
+        wb = np.sign(wc) * (np.abs(wc) > threshold)
+        mixed = dataclasses.replace(layer, wc=wc, wb=wb)
+        # Scale alone turns a sign's angle not at all, but a fixed threshold's.
+        assert mixed.spread_ratio > 1.5 or (threshold == 0 and np.allclose(wb * wc, np.abs(wc)))

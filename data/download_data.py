@@ -119,3 +119,110 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    folder = data_folder(data_dir)
+    missing_files(data_set, folder)  # names an unknown data set
+    if _incomplete(folder, MD5[data_set]):
+        _fetch_published(data_set, folder)
+    if data_set in ARCHIVES:
+        (archive,) = ARCHIVES[data_set]
+        _unpack(folder / archive, folder, MD5[data_set])
+    return folder
+
+
+def main(argv=None):
+    """Download the data set that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data_set", choices=list(MIRRORS), default="cifar-10", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--data_dir",
+        help="folder for the files (default: $BNN_DATA_DIR, else the one of this script)",
+    )
+    args = parser.parse_args(argv)
+    with one_line_errors(parser.prog):
+        folder = download(args.data_set, args.data_dir)
+        print(f"{args.data_set} is complete in {folder}")
+
+
+def _incomplete(folder, md5):
+    """The part of a table of md5 sums whose files are not in `folder` or not as they should be."""
+    return {
+        name: expected
+        for name, expected in md5.items()
+        if not (folder / name).is_file() or file_digest(folder / name) != expected
+    }
+
+
+def _fetch_published(data_set, folder):
+    """Get what the mirrors hold of a data set, as far as it is not in `folder` already."""
+    published = ARCHIVES.get(data_set, MD5[data_set])
+    failures = []
+    for mirror in MIRRORS[data_set]:
+        try:
+            for name, md5 in _incomplete(folder, published).items():
+                url = mirror + Path(name).name
+                _fetch(url, folder / name, md5)
+            return
+        except requests.HTTPError as error:
+            failures.append(f"{url}: HTTP status {error.response.status_code}")
+        except ValueError as error:
+            failures.append(f"{url}: {error}")
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            failures.append(f"{url}: {type(error).__name__}")
+    raise FileNotFoundError(
+        f"cannot download {data_set} ({'; '.join(failures)}): {ways_out(data_set, folder)}"
+    )
+
+
+def _fetch(url, path, md5):
+    """Download one file, which takes its place at `path` only if its md5 sum is right."""
+    # The files are compressed already. A server that calls this an encoding is not to be believed:
+    # the bytes are taken as they come.
+    headers = {"Accept-Encoding": "identity"}
+    with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as reply:
+        reply.raise_for_status()
+        bar = tqdm(desc=path.name, total=reply.raw.length_remaining, unit="B", unit_scale=True)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file, bar:
+            for chunk in reply.raw.stream(CHUNK, decode_content=False):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            _require_md5(temporary, md5)
+
+
+def _unpack(archive, folder, md5):
+    """Take from an archive the files that are not yet in `folder`.
+
+    They are asked for by name and written to where they belong, so nothing that the archive says
+    of paths, links or owners has any effect.
+    """
+    try:
+        with tarfile.open(archive) as members:
+            for name, expected in _incomplete(folder, md5).items():
+                member = members.getmember(name)
+                require(member.isreg(), f"{name} is not a file")
+                with members.extractfile(member) as source, atomic_path(folder / name) as temporary:
+                    with open(temporary, "wb") as file:
+                        shutil.copyfileobj(source, file)
+                    _require_md5(temporary, expected)
+    except (
+        tarfile.TarError,
+        gzip.BadGzipFile,
+        zlib.error,
+        EOFError,
+        KeyError,
+        ValueError,
+    ) as error:
+        raise ValueError(f"{archive} is not the published archive: {error}") from error
+
+
+def _require_md5(path, expected):
+    actual = file_digest(path)
+    require(actual == expected, f"the md5 sum is {actual}, not {expected}")
+
+
+if __name__ == "__main__":
+    main()
