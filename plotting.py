@@ -47,6 +47,10 @@ def _grid(count, columns=3, size=(2.9, 2.6)):
     return figure, axes.flat[:count]
 
 
+def _legend_below(figure, axis):
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
 def _layer_style(index):
     turn = index // len(COLORS)
     return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[(index + turn) % len(LINES)]}
@@ -74,7 +78,7 @@ def plot_straight_through(x, curves):
         axis.plot(x, gradient, color=COLORS[5], linestyle="--", label="gradient")
         axis.set_title(name, loc="left", fontsize=9)
         axis.set_xlabel("x")
-    axes[0].legend(loc="upper left", fontsize=7)
+    _legend_below(figure, axes[0])
     return figure
 
 
@@ -105,7 +109,7 @@ def plot_angle_samples(samples, density=None, moments=None):
         axis.set_title(f"d = {d}", loc="left", fontsize=9)
         axis.set_xlabel("angle (degrees)")
     axes[0].set_ylabel("density (1/degree)")
-    axes[0].legend(fontsize=7)
+    _legend_below(figure, axes[0])
     return figure
 
 
@@ -169,6 +173,7 @@ def plot_shapes(named):
         axis.plot(x, np.degrees(y), "o", color=COLORS[i])
         axis.annotate(name, (x, np.degrees(y)), textcoords="offset points", xytext=(7, -10))
     axis.set(xlabel="kurtosis E w$^4$ / (E w$^2$)$^2$", ylabel="angle(w, sign w) (degrees)")
+    axis.set_ylim(bottom=27)
     return figure
 
 
@@ -191,7 +196,7 @@ def plot_rotated(samples):
         axis.set_title(f"d = {d}", loc="left", fontsize=9)
         axis.set_xlabel("angle (degrees)")
     axes[0].set_ylabel("density (1/degree)")
-    axes[-1].legend(fontsize=7, loc="upper center")
+    _legend_below(figure, axes[0])
     return figure
 
 
