@@ -277,7 +277,7 @@ def measure_layers(network, x, batch_size=INFERENCE_BATCH, progress=False):
 
 
 def measure_network(network, x, x_train, batch_size=INFERENCE_BATCH, progress=False):
-    """Measure everything that paper.md's claims about a trained network need.
+    """Measure everything that the paper's claims about a trained network need.
 
     Parameters
     ----------
@@ -579,7 +579,7 @@ def _spread(mean, deviation):
 
 # --- Claims -----------------------------------------------------------------------------------
 
-# paper.md's table: theory and condition of each claim.
+# The claims of the paper with the conditions under which they are said to hold, fixed beforehand.
 CONDITIONS = {
     "angle-random": "Kolmogorov–Smirnov p > 0.01",
     "angle-binary": "sampled mean within 3 standard errors",
@@ -667,7 +667,7 @@ class Report:
         return any(layer.threshold > 0 for layer in self.layers)
 
     def claims(self):
-        """Every claim of paper.md's table, judged.
+        """Every claim of `CONDITIONS`, judged.
 
         Returns
         -------

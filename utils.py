@@ -17,6 +17,10 @@ from pathlib import Path
 
 BAD_INPUT = 2
 
+# Can only be read by setting it, which is safe here, before there are threads.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
+
 # Read when TensorFlow is imported. It leaves oneDNN's kernels off on processors without AVX-512,
 # where they still halve the time of a training step.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -54,9 +58,7 @@ def atomic_path(path):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes private files; what is published follows the user's umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~UMASK)
         os.replace(temporary, path)
     except OSError as error:
         # These come without a word about which file it was.

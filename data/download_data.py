@@ -6,11 +6,14 @@ into the same folder.
 """
 
 import argparse
+import gzip
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 import pooch
+import requests
 
 if __name__ == "__main__":
     # A script finds only the modules of its own folder; `data` and `utils` lie one above.
@@ -79,9 +82,9 @@ def _fetch(data_set, folder, name, md5):
                 where = {"fname": temporary.name, "path": temporary.parent}
                 pooch.retrieve(url, md5_sum, **where, downloader=downloader)
             return
-        # Every error of the network is an OSError; a wrong md5 sum is a ValueError.
-        except (OSError, ValueError) as error:
-            reasons.append(f"{mirror}: {_first_words(error)}")
+        # A wrong md5 sum is a ValueError. A full disk is neither, and no reason for another mirror.
+        except (requests.RequestException, ValueError) as error:
+            reasons.append(f"{mirror}: {type(error).__name__}: {_first_words(error)}")
     raise FileNotFoundError(
         f"cannot download {target.name} ({'; '.join(reasons)}): {ways_out(data_set, folder)}"
     )
@@ -97,14 +100,17 @@ def _extract(archive, wanted, folder):
 
     Names and places come from the table, never from the archive, so none can lie outside.
     """
-    with tarfile.open(archive) as members:
-        for name, md5 in wanted.items():
-            found = name in members.getnames() and members.getmember(name).isfile()
-            require(found, f"{archive} holds no file {name}")
-            member = members.extractfile(name)
-            with atomic_path(folder / name) as temporary:
-                temporary.write_bytes(member.read())
-                require(file_digest(temporary) == md5, f"{name} in {archive} is not the published")
+    try:
+        with tarfile.open(archive) as members:
+            for name, md5 in wanted.items():
+                found = name in members.getnames() and members.getmember(name).isfile()
+                require(found, f"{archive} holds no file {name}")
+                with atomic_path(folder / name) as temporary:
+                    temporary.write_bytes(members.extractfile(name).read())
+                    same = file_digest(temporary) == md5
+                    require(same, f"{name} in {archive} is not the published")
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{archive} is not a whole archive: {error}") from error
 
 
 def main(argv=None):

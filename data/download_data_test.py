@@ -1,12 +1,14 @@
 """Downloads from a small server on this machine that behaves badly in every way but one."""
 
+import errno
 import hashlib
 import io
+import json
+import os
 import subprocess
 import sys
 import tarfile
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,6 +23,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests.append(self.path)
         behaviour, _, name = self.path.strip("/").partition("/")
+        if behaviour == "together":
+            # No answer before both clients have asked for the same file.
+            self.server.meeting.wait(60)
         content = self.server.contents.get(name)
         if behaviour == "missing" or content is None:
             self.send_error(404)
@@ -42,7 +47,8 @@ class Handler(BaseHTTPRequestHandler):
         elif behaviour == "slow":
             self.wfile.write(content[:half])
             self.wfile.flush()
-            self.server.stopped.wait(10)
+            # Whoever stops first, server or client: it must be the client.
+            self.server.outwaited = not self.server.stopped.wait(60)
         elif behaviour == "wrong":
             self.wfile.write(content[:-1] + bytes([content[-1] ^ 1]))
         else:
@@ -56,6 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.requests, server.contents, server.stopped = [], {}, threading.Event()
+    server.outwaited, server.meeting = False, threading.Barrier(2)
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -118,11 +125,10 @@ def test_a_failed_download_leaves_nothing_and_tells_the_ways_out(
     behaviour, server, tmp_path, monkeypatch, capsys
 ):
     serve(server, "MNIST", small_mnist(), monkeypatch, behaviour)
-    start = time.monotonic()
     with pytest.raises(SystemExit) as stop:
         download_data.main(["--data_set", "MNIST", "--data_dir", str(tmp_path)])
     assert stop.value.code == 2
-    assert time.monotonic() - start < 9, "the timeout did not end it"
+    assert not server.outwaited, "the timeout did not end it"
     error = capsys.readouterr().err.splitlines()[-1]
     for way in ("cannot download", "by hand", "--data_dir", "--data_set digits"):
         assert way in error
@@ -157,23 +163,31 @@ def test_only_what_is_damaged_is_fetched_again(server, tmp_path, monkeypatch):
     assert (tmp_path / name).read_bytes() == contents[name]
 
 
+TWO_AT_ONCE = """
+import json, sys
+from data import download_data, load_data
+load_data.MD5["MNIST"], load_data.MIRRORS["MNIST"] = json.loads(sys.argv[2])
+download_data.main(["--data_set", "MNIST", "--data_dir", sys.argv[1]])
+"""
+
+
 def test_two_downloads_at_once(server, tmp_path, monkeypatch):
     contents = small_mnist()
-    serve(server, "MNIST", contents, monkeypatch, "good")
-    errors = []
-
-    def one():
-        try:
-            download("MNIST", tmp_path)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=one) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    serve(server, "MNIST", contents, monkeypatch, "together")
+    tables = json.dumps([load_data.MD5["MNIST"], load_data.MIRRORS["MNIST"]])
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_AT_ONCE, tmp_path, tables],
+            cwd=Path(download_data.__file__).parent.parent,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert len(server.requests) == 2 * len(contents)
     assert files(tmp_path) == sorted(contents)
     load_data.load_data("MNIST", tmp_path, valid_size=1)
 
@@ -190,25 +204,68 @@ def test_the_archive_is_unpacked_and_repairs_a_batch(server, tmp_path, monkeypat
     assert server.requests == []
 
 
-def hostile_members():
-    outside = tarfile.TarInfo("../outside")
-    absolute = tarfile.TarInfo("/tmp/outside-of-the-archive")
-    inside = tarfile.TarInfo(f"{CIFAR}/extra")
-    link = tarfile.TarInfo(f"{CIFAR}/link")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    for member in (outside, absolute, inside):
+def hostile_members(outside):
+    """Members that `tarfile.extractall` would write to or link to `outside`."""
+    up = tarfile.TarInfo("../" * 30 + str(outside / "up").lstrip("/"))
+    absolute = tarfile.TarInfo(str(outside / "absolute"))
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+    through = tarfile.TarInfo("link/through")
+    extra = tarfile.TarInfo(f"{CIFAR}/extra")
+    for member in (up, absolute, through, extra):
         member.size = 4
-    return [outside, absolute, inside, link]
+    return [up, absolute, link, through, extra]
 
 
 def test_an_archive_writes_only_what_it_should(server, tmp_path, monkeypatch):
     contents, _ = small_cifar()
-    serve_cifar(server, monkeypatch, tar(contents, members=hostile_members()), contents)
-    folder = tmp_path / "deep" / "data"
+    outside, folder = tmp_path / "outside", tmp_path / "data"
+    outside.mkdir()
+    archive = tar(contents, members=hostile_members(outside))
+    serve_cifar(server, monkeypatch, archive, contents)
     download("cifar-10", folder)
     assert files(tmp_path) == sorted(
-        f"deep/data/{name}" for name in [*contents, "cifar-10-python.tar.gz"]
+        f"data/{name}" for name in [*contents, "cifar-10-python.tar.gz"]
     )
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        members.extractall(tmp_path / "trusting", filter="fully_trusted")
+    assert files(outside) == ["absolute", "through", "up"], "the archive was harmless all along"
+
+
+@pytest.mark.parametrize("part", [0, 0.1, 0.5, 0.99])
+def test_a_truncated_archive_with_the_right_md5(part, server, tmp_path, monkeypatch):
+    contents, _ = small_cifar()
+    archive = tar(contents)
+    serve_cifar(server, monkeypatch, archive[: int(part * len(archive))], contents)
+    with pytest.raises(ValueError, match="is not a whole archive"):
+        download("cifar-10", tmp_path)
+    # What came before the end may be there, but only whole.
+    for name in set(files(tmp_path)) - {"cifar-10-python.tar.gz"}:
+        assert (tmp_path / name).read_bytes() == contents[name]
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_mirror(server, tmp_path, monkeypatch):
+    serve(server, "MNIST", small_mnist(), monkeypatch, "good", "good")
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+
+    monkeypatch.setattr("shutil.move", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        download("MNIST", tmp_path)
+    assert len(server.requests) == 1
+    assert files(tmp_path) == []
+
+
+def test_a_file_already_in_the_place_of_the_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        download_data.main(["--data_set", "MNIST", "--data_dir", str(tmp_path / "file")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "is not a folder" in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("kind", ["link", "other content", "absent"])
