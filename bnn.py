@@ -21,6 +21,7 @@ from utils import (
     frozen,
     is_whole,
     require,
+    require_packable,
     saved_parameters,
 )
 
@@ -685,7 +686,7 @@ class PackedNetwork:
             If it cannot be packed; the message tells the reason.
         """
         params = network.network_params
-        _require_packable(params)
+        require_packable(params)
         arrays = {}
         layers = network.model.quantized_layers
         for i, layer in enumerate(layers):
@@ -897,25 +898,13 @@ class PackedNetwork:
             header = json.loads(arrays.pop("header").tobytes())
             require(header["format"] == PACKED_FORMAT, "it has another format")
             params = NetworkParams(**header["network_params"])
-            _require_packable(params)
+            require_packable(params)
             in_dim, out_dim = header["in_dim"], header["out_dim"]
             _require_arrays(arrays, params, params.layer_shapes(in_dim, out_dim))
             return cls(in_dim, out_dim, params, arrays)
         # Whatever goes wrong while a damaged file is taken apart means the same to the reader.
         except Exception as error:
             raise ValueError(f"{path} is damaged or no packed network: {error}") from None
-
-
-def _require_packable(params):
-    for name in ("bin_weights", "bin_acts"):
-        # The output's activation is never quantized, whatever its switch says.
-        hidden = params.per_layer(name)[: -1 if name == "bin_acts" else None]
-        require(all(hidden), f"cannot pack: {name} leaves layers unquantized")
-    for option, why in (
-        ("quantizer", "its quantizer is not the sign or its ternary form"),
-        ("rotate_first", "its first layer is rotated, so its weights are no bits"),
-    ):
-        require(getattr(params, option, None) is None, f"cannot pack: {why}")
 
 
 def _require_arrays(arrays, params, shapes):

@@ -22,6 +22,7 @@ from utils import (
     TrainingParams,
     one_line_errors,
     require,
+    require_packable,
     saved_parameters,
     write_json,
     write_text,
@@ -36,6 +37,8 @@ HISTORY, GEOMETRY, RECORD = "history.csv", "geometry.csv", "run.json"
 TABLE_IMAGES = 500
 # Images on which --track_geometry measures r after every epoch.
 TRACKED_IMAGES = 200
+# Images that a rate is measured on: some batches.
+RATE_IMAGES = 1000
 # --debug keeps this many images of each split, as published, and by default this many epochs.
 DEBUG_IMAGES, DEBUG_EPOCHS = 100, 2
 
@@ -70,6 +73,8 @@ def parser():
     resume = "go on with the interrupted run in --out_dir"
     add(files, "--resume", "start afresh", resume, action="store_true")
     add(files, "--ckpt_n", 10, "write the checkpoint every N epochs", **whole)
+    packing = "also write the network packed into bits, beside the checkpoint"
+    add(files, "--pack", "off", packing, action="store_true")
 
     net = cli.add_argument_group("network")
     add(net, "--conv", network.conv, "filters of each convolutional layer", **several)
@@ -323,6 +328,9 @@ def run(argv):
     require(every >= 1, f"--ckpt_n must be at least 1, not {every}")
     if "param_file" in args:
         check_checkpoint_fits(args.param_file, data_set)
+    if "pack" in args:
+        require_packable(network)
+        require(training.epochs or "param_file" in args, "--pack needs a trained network")
     out_dir = Path(getattr(args, "out_dir", f"output/{data_set}_{default_name(network)}"))
     if training.epochs:
         prepared_folder(out_dir)
@@ -365,8 +373,29 @@ def run(argv):
         run_figures(layers, out_dir / "figures")
         write_json(out_dir / RECORD, {**record, "test_accuracy": accuracy})
         (out_dir / STATE).unlink()
+    if "pack" in args:
+        pack(bnn, Path(checkpoint).with_suffix(".packed"), data.x_test, data.y_test)
     print(f"test accuracy {accuracy:.4f}")
     print(checkpoint or "no checkpoint: nothing was trained")
+
+
+def pack(bnn, path, x, y):
+    """Write the packed network to `path` and set it beside the float one."""
+    from bnn import PackedNetwork
+
+    packed = PackedNetwork.from_network(bnn)
+    packed.save(path)
+    rates = []
+    for network in (bnn, packed):
+        network.predict(x[:RATE_IMAGES])  # Compiles.
+        start = time.perf_counter()
+        network.predict(x[:RATE_IMAGES])
+        rates.append(len(x[:RATE_IMAGES]) / (time.perf_counter() - start))
+    accuracy = (packed.classify(x) == y).mean()
+    print(
+        f"packed into {path}: {path.stat().st_size} bytes, test accuracy {accuracy:.4f}, "
+        f"{rates[1]:.0f} images/s (float32: {rates[0]:.0f})"
+    )
 
 
 def main(argv=None):

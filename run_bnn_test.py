@@ -59,6 +59,18 @@ def test_evaluating_a_checkpoint_prints_table_accuracy_and_path(finished, capsys
     assert sum(line.startswith(("conv_", "fc_")) for line in lines) == 4
 
 
+def test_packing_a_checkpoint_says_what_it_gave(finished, tmp_path, capsys):
+    path = tmp_path / "network.keras"
+    path.write_bytes((finished / "network.keras").read_bytes())
+    command = ["--data_set", "digits", "--param_file", str(path), "--epochs", "0", "--pack"]
+    run_bnn.main(command)
+    packed, last, _ = capsys.readouterr().out.splitlines()[-3:]
+    accuracy = last.removeprefix("test accuracy ")
+    size = (tmp_path / "network.packed").stat().st_size
+    assert f"{size} bytes, test accuracy {accuracy}" in packed
+    assert "images/s" in packed
+
+
 def test_a_finished_run_is_not_resumed(finished, capsys):
     before = {path: path.read_bytes() for path in finished.glob("*.*")}
     run_bnn.main([*TRAINING, "--out_dir", str(finished), "--resume"])
@@ -196,6 +208,10 @@ WRONG = {
         "exclude each other",
     ),
     "threshold too high": (["--levels", "3", "--threshold", "0.9"], "single non-zero weight"),
+    "pack continuous": (["--continuous", "--pack"], "cannot pack: bin_weights leaves layers"),
+    "pack quantizer": (["--quantizer", "scaled_sign", "--pack"], "cannot pack: its quantizer"),
+    "pack rotated": (["--rotate_first", "random", "--pack"], "cannot pack: its first layer"),
+    "pack untrained": (["--epochs", "0", "--pack"], "--pack needs a trained network"),
     "precision": (["--precision", "float16"], "invalid choice"),
     "seed": (["--seed", "-1"], "seed must be"),
     "ckpt_n": (["--ckpt_n", "0"], "ckpt_n must be"),

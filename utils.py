@@ -327,6 +327,19 @@ class TrainingParams:
         return self.lr_start * (self.lr_end / self.lr_start) ** (epoch / max(self.epochs, 1))
 
 
+def require_packable(params):
+    """Raise ValueError, with the reason, if a network of these `NetworkParams` is no bits."""
+    for name in ("bin_weights", "bin_acts"):
+        # The output's activation is never quantized, whatever its switch says.
+        hidden = params.per_layer(name)[: -1 if name == "bin_acts" else None]
+        require(all(hidden), f"cannot pack: {name} leaves layers unquantized")
+    for option, why in (
+        ("quantizer", "its quantizer is not the sign or its ternary form"),
+        ("rotate_first", "its first layer is rotated, so its weights are no bits"),
+    ):
+        require(getattr(params, option, None) is None, f"cannot pack: {why}")
+
+
 def saved_parameters(path):
     """Parameters in the checkpoint at `path`, once every part of it has its stored check sum.
 
