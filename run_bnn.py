@@ -244,6 +244,18 @@ def sitting(argv):
 # --- A run's folder ---------------------------------------------------------------------------
 
 
+def read_record(path):
+    """The record at `path`; ValueError if it is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        require(isinstance(record["sittings"], list), "it lists no sittings")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): start afresh without --resume, or in another --out_dir"
+        ) from None
+    return record
+
+
 def start_record(folder, record, resume):
     """The record of the run in `folder` to go on with, or `record` after clearing the folder.
 
@@ -253,7 +265,7 @@ def start_record(folder, record, resume):
         If the run there is another one.
     """
     if resume and (folder / RECORD).exists():
-        earlier = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        earlier = read_record(folder / RECORD)
         # As JSON gives it back: tuples have become lists.
         for name, value in json.loads(json.dumps(record)).items():
             require(

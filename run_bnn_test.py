@@ -139,6 +139,15 @@ def test_a_damaged_state_is_refused(tmp_path, monkeypatch, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
+def test_a_damaged_record_is_refused(content, tmp_path, capsys):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        run_bnn.main([*SMALL, "--epochs", "1", "--out_dir", str(tmp_path), "--resume"])
+    assert stop.value.code == 2
+    assert "run.json is damaged" in capsys.readouterr().err
+
+
 def test_without_a_run_resume_starts_afresh(tmp_path):
     run_bnn.main([*SMALL, "--epochs", "1", "--out_dir", str(tmp_path), "--resume"])
     assert len(rows(tmp_path)) == 1
