@@ -1,5 +1,6 @@
 """Smoke test of the whole network; `python bnn_test.py` runs it without anything else."""
 
+import itertools
 import json
 import os
 import signal
@@ -293,8 +294,21 @@ def network_with_history(in_dim, **params):
     return network, x
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("shape", SHAPES)
+# XLA takes seconds for each: the corners in every run, the others with make test-all.
+QUICK = {("odd", "binary"), ("odd", "ternary"), ("one channel", "ternary_sigma")} | {
+    ("dense", "binary"),
+    ("even filters", "binary"),
+    ("only an output", "ternary"),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "level"),
+    [
+        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+        for pair in itertools.product(SHAPES, LEVELS)
+    ],
+)
 def test_packed_network_is_the_same_network(shape, level, tmp_path):
     in_dim, params = SHAPES[shape]
     network, x = network_with_history(in_dim, **params, **LEVELS[level])
