@@ -5,6 +5,8 @@ Every function returns a matplotlib figure.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
+from scipy.stats import norm
 
 import geometry
 from utils import atomic_path
@@ -24,6 +26,7 @@ plt.rcParams.update(
         "axes.spines.right": False,
         "legend.frameon": False,
         "figure.constrained_layout.use": True,
+        "pdf.fonttype": 42,
     }
 )
 
@@ -47,6 +50,19 @@ def _grid(count, columns=3, size=(2.9, 2.6)):
     return figure, axes.flat[:count]
 
 
+def _draw_density(axis, values, edges, **style):
+    """Histogram that integrates to 1, as one shape: a bar each would take seconds to write."""
+    density, edges = np.histogram(values, edges, density=True)
+    axis.stairs(density, edges, fill=True, **style)
+
+
+def _plain_ticks(axis):
+    """Numbers like 0.3, 1, 3 along a logarithmic axis, in place of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _legend_below(figure, axis):
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
@@ -63,21 +79,25 @@ def _layer_marker(index):
 # --- Theory -----------------------------------------------------------------------------------
 
 
-def plot_straight_through(x, curves):
-    """Quantizers and the gradients that training sees in their place.
+def plot_straight_through(x, curves, ramp):
+    """Quantizers, the gradients that training sees in their place, and the ramp these belong to.
 
     Parameters
     ----------
     x : ndarray, shape (n,)
     curves : dict
         Name to (forward, gradient), arrays of shape (n,).
+    ramp : ndarray, shape (n,)
+        The function whose derivative the gradients are.
     """
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.8), sharey=True)
+    figure, axes = _grid(len(curves), size=(3.4, 2.7))
     for axis, (name, (forward, gradient)) in zip(axes, curves.items(), strict=True):
-        axis.plot(x, forward, color=COLORS[0], label="forward")
-        axis.plot(x, gradient, color=COLORS[5], linestyle="--", label="gradient")
+        axis.plot(x, forward, color=COLORS[0], linewidth=2, label="forward")
+        axis.plot(x, ramp, color="black", linestyle=":", label="clip(x, −1, 1)")
+        axis.plot(x, gradient, color=COLORS[5], linestyle="--", label="gradient, that of the clip")
         axis.set_title(name, loc="left", fontsize=9)
         axis.set_xlabel("x")
+    axes[0].set_ylabel("value")
     _legend_below(figure, axes[0])
     return figure
 
@@ -92,20 +112,21 @@ def plot_angle_samples(samples, density=None, moments=None):
     density : callable, optional
         (angles, d) to the probability density per radian, drawn as a line.
     moments : callable, optional
-        d to (mean, sd) in radians, drawn as a line and a band.
+        d to (mean, sd) in radians, drawn as the normal density with these and a line at the mean.
     """
-    figure, axes = _grid(len(samples), columns=len(samples), size=(2.4, 2.5))
+    figure, axes = _grid(len(samples), size=(2.4, 2.1))
     for axis, (d, angles) in zip(axes, samples.items(), strict=True):
         degrees = np.degrees(angles)
-        axis.hist(degrees, 60, density=True, color=COLORS[4], label="samples")
+        _draw_density(axis, degrees, "auto", color=COLORS[4], label="samples")
+        grid = np.linspace(degrees.min(), degrees.max(), 400)
         if density is not None:
-            grid = np.linspace(degrees.min(), degrees.max(), 400)
             line = np.radians(density(np.radians(grid), d))
             axis.plot(grid, line, label="theory", **THEORY)
         if moments is not None:
             mean, sd = np.degrees(moments(d))
-            axis.axvspan(mean - sd, mean + sd, color="grey", alpha=0.25, zorder=0, label="± sd")
-            axis.axvline(mean, label="theory: mean", **THEORY)
+            line = norm.pdf(grid, mean, sd)
+            axis.plot(grid, line, label="normal with the theory's mean and sd", **THEORY)
+            axis.axvline(mean, label="theory: mean", linestyle="--", **THEORY)
         axis.set_title(f"d = {d}", loc="left", fontsize=9)
         axis.set_xlabel("angle (degrees)")
     axes[0].set_ylabel("density (1/degree)")
@@ -121,57 +142,75 @@ def plot_angle_ranges(binarized, random):
     binarized, random : dict
         Dimension d to angles in radians.
     """
-    figure, axis = plt.subplots(figsize=(6.4, 3.2))
-    edges = np.arange(0, 180.1, 1.0)
-    for i, d in enumerate(binarized):
-        for angles, line in ((binarized[d], "-"), (random[d], "--")):
-            density = np.histogram(np.degrees(angles), edges, density=True)[0]
-            label = f"d = {d}" if line == "-" else None
-            axis.stairs(density, edges, color=COLORS[i], linestyle=line, label=label)
+    figure, axes = _grid(len(binarized), size=(2.4, 2.1))
+    edges, grid = np.arange(181), np.linspace(0, 180, 1801)
     limit = np.degrees(geometry.binary_angle())
-    axis.axvline(limit, label=f"{limit:.2f}°", **{**THEORY, "linewidth": 0.8})
-    axis.set(xlabel="angle (degrees)", ylabel="density (1/degree)", yscale="log", xlim=(0, 180))
-    axis.set_xticks(range(0, 181, 45))
-    axis.legend(fontsize=7, title="solid: to its own sign\ndashed: to another", title_fontsize=7)
+    for axis, d in zip(axes, binarized, strict=True):
+        for angles, color, label in (
+            (binarized[d], COLORS[0], "with its own sign"),
+            (random[d], COLORS[1], "with another vector"),
+        ):
+            _draw_density(axis, np.degrees(angles), edges, color=color, alpha=0.75, label=label)
+        line = np.radians(geometry.angle_density(np.radians(grid), d))
+        axis.plot(grid, line, label="theory of the latter", **THEORY)
+        axis.axvline(limit, color="black", linestyle=":", label=f"d → ∞: {limit:.2f}°")
+        axis.set_title(f"d = {d}", loc="left", fontsize=9)
+        axis.set(xlabel="angle (degrees)", xlim=(0, 180), xticks=range(0, 181, 45))
+    axes[0].set_ylabel("density (1/degree)")
+    _legend_below(figure, axes[0])
     return figure
 
 
 def plot_spread(samples):
     """Standard deviation of sampled angles against dimension, with theory and d^(−1/2).
 
+    On the left as it is, on the right times √d, with standard errors.
+
     Parameters
     ----------
     samples : dict
         Dimension d to angles in radians.
     """
-    figure, axis = plt.subplots(figsize=(4.4, 3.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3))
     d = np.array(list(samples))
+    spread = np.array([np.degrees(angles.std()) for angles in samples.values()])
+    error = spread / np.sqrt([2 * len(angles) for angles in samples.values()])
     span = np.unique(np.rint(np.geomspace(d.min(), d.max(), 100)))
     theory = np.degrees(geometry.angle_moments(span)[1])
-    axis.loglog(span, theory, label="theory", **THEORY)
-    limit = np.degrees(np.sqrt((1 - 3 / np.pi) / (1 - 2 / np.pi) / span))
-    axis.loglog(span, limit, color="grey", linestyle=":", label="0.352·d$^{-1/2}$ rad")
-    spread = [np.degrees(angles.std()) for angles in samples.values()]
-    axis.loglog(d, spread, "o", color=COLORS[0], label="samples")
-    axis.set(xlabel="dimension d", ylabel="sd of the angle (degrees)")
-    axis.legend()
+    limit = np.degrees(np.sqrt((1 - 3 / np.pi) / (1 - 2 / np.pi)))
+    for axis, power in ((left, 0), (right, 0.5)):
+        axis.plot(span, theory * span**power, label="theory", **THEORY)
+        line = limit * span ** (power - 0.5)
+        axis.plot(span, line, color=COLORS[5], linestyle=":", label=f"{limit:.2f}°·d$^{{-1/2}}$")
+        y, bars = spread * d**power, error * d**power
+        axis.errorbar(d, y, bars, fmt="o", markersize=5, color=COLORS[0], label="samples")
+        axis.set(xlabel="dimension d", xscale="log")
+    left.set(ylabel="sd of the angle (degrees)", yscale="log")
+    _plain_ticks(left.yaxis)
+    right.set_ylabel("sd of the angle · √d (degrees)")
+    left.legend()
     return figure
 
 
-def plot_shapes(named):
-    """Angle against kurtosis for the generalized Gaussian, with named distributions.
+def plot_shapes(samples):
+    """Angle against kurtosis: the generalized Gaussian's curve and sampled distributions.
 
     Parameters
     ----------
-    named : dict
-        Name to (kurtosis, angle in radians).
+    samples : dict
+        Name to (kurtosis, angle in radians), arrays with one entry per vector; their means are
+        drawn.
     """
-    figure, axis = plt.subplots(figsize=(4.4, 3.2))
-    kurtosis = np.geomspace(1.8, 9, 200)
-    axis.plot(kurtosis, np.degrees(geometry.shape_angle(kurtosis)), **THEORY)
-    for i, (name, (x, y)) in enumerate(named.items()):
-        axis.plot(x, np.degrees(y), "o", color=COLORS[i])
-        axis.annotate(name, (x, np.degrees(y)), textcoords="offset points", xytext=(7, -10))
+    figure, axis = plt.subplots(figsize=(4.8, 3.3))
+    means = {name: np.mean(pair, axis=1) for name, pair in samples.items()}
+    kurtosis = np.geomspace(1.8, max(9, *(x for x, _ in means.values())), 200)
+    label = "generalized Gaussian, theory"
+    axis.plot(kurtosis, np.degrees(geometry.shape_angle(kurtosis)), label=label, **THEORY)
+    for i, (name, (x, y)) in enumerate(means.items()):
+        y = np.degrees(y)
+        axis.plot(x, y, linestyle="", label=name, **_layer_marker(i))
+        text = f"{name}: {y:.2f}°"
+        axis.annotate(text, (x, y), textcoords="offset points", xytext=(9, -9))
     axis.set(xlabel="kurtosis E w$^4$ / (E w$^2$)$^2$", ylabel="angle(w, sign w) (degrees)")
     axis.set_ylim(bottom=27)
     return figure
@@ -185,19 +224,36 @@ def plot_rotated(samples):
     samples : dict
         Dimension d to (plain, rotated) angles in radians.
     """
-    figure, axes = _grid(len(samples), columns=len(samples), size=(2.7, 2.5))
-    edges = np.arange(0, 91, 1.5)
+    figure, axes = _grid(len(samples), size=(2.4, 2.3))
+    edges, limit = np.arange(0, 91, 1.5), np.degrees(geometry.binary_angle())
     for axis, (d, angles) in zip(axes, samples.items(), strict=True):
         for part, name, color in zip(
             angles, ("plain", "rotated"), (COLORS[5], COLORS[0]), strict=True
         ):
-            axis.hist(np.degrees(part), edges, density=True, alpha=0.7, color=color, label=name)
-        axis.axvline(np.degrees(geometry.binary_angle()), label="37.07°", **THEORY)
+            _draw_density(axis, np.degrees(part), edges, alpha=0.7, color=color, label=name)
+        axis.axvline(limit, label=f"Gaussian, d → ∞: {limit:.2f}°", **THEORY)
         axis.set_title(f"d = {d}", loc="left", fontsize=9)
-        axis.set_xlabel("angle (degrees)")
+        axis.set(xlabel="angle (degrees)", xlim=(0, 90), xticks=range(0, 91, 30))
     axes[0].set_ylabel("density (1/degree)")
     _legend_below(figure, axes[0])
     return figure
+
+
+def _ternary_axes(widest):
+    """Angle and share of zeros against the threshold up to `widest`, by the Gaussian theory."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
+    tau = np.linspace(0, widest, 300)
+    angle = np.degrees(np.arccos(geometry.ternary_cosine(tau)))
+    zeros = 100 * geometry.ternary_zero_fraction(tau)
+    best = geometry.optimal_ternary_threshold()
+    for axis, line in ((left, angle), (right, zeros)):
+        axis.plot(tau, line, label="Gaussian theory", **THEORY)
+        label = f"least angle: t/σ = {best:.3f}"
+        axis.axvline(best, color="grey", linestyle=":", label=label)
+        axis.set_xlabel("threshold t/σ")
+    left.set_ylabel("angle(w$^c$, w$^b$) (degrees)")
+    right.set_ylabel("share of zero weights (%)")
+    return figure, left, right
 
 
 def plot_ternary(samples):
@@ -208,18 +264,11 @@ def plot_ternary(samples):
     samples : dict
         Threshold τ = t/σ to (angle in radians, share of zeros), sampled.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3))
-    tau = np.linspace(0, 2, 200)
-    left.plot(tau, np.degrees(np.arccos(geometry.ternary_cosine(tau))), label="theory", **THEORY)
-    right.plot(tau, geometry.ternary_zero_fraction(tau), label="theory", **THEORY)
+    figure, left, right = _ternary_axes(max(samples))
     angles, zeros = np.transpose(list(samples.values()))
     left.plot(list(samples), np.degrees(angles), "o", color=COLORS[0], label="samples")
-    right.plot(list(samples), zeros, "o", color=COLORS[0], label="samples")
-    best = geometry.optimal_ternary_threshold()
-    left.axvline(best, color="grey", linestyle=":", label=f"best: τ = {best:.3f}")
-    left.set(xlabel="threshold τ = t/σ", ylabel="angle(w, ternary w) (degrees)")
-    right.set(xlabel="threshold τ = t/σ", ylabel="share of zeros")
-    left.legend(fontsize=7)
+    right.plot(list(samples), 100 * zeros, "o", color=COLORS[0], label="samples")
+    _legend_below(figure, left)
     return figure
 
 
@@ -232,16 +281,17 @@ def plot_bits(levels):
         Numbers of levels of the quantizers.
     """
     figure, axis = plt.subplots(figsize=(4.8, 3.3))
-    bits = np.linspace(0.5, np.log2(max(levels)), 200)
+    bits = np.linspace(0, np.log2(max(levels)) + 0.2, 200)
     limit = np.degrees(geometry.rate_distortion_angle(bits))
     axis.semilogy(bits, limit, label="rate–distortion limit", **THEORY)
-    angles = np.degrees(np.arccos([geometry.quantizer_cosine(n) for n in levels]))
+    angles = np.degrees(np.arccos(geometry.quantizer_cosine(levels)))
     axis.semilogy(np.log2(levels), angles, "o", color=COLORS[0], label="Lloyd–Max quantizer")
     for n, angle in zip(levels, angles, strict=True):
-        axis.annotate(f"{n}", (np.log2(n), angle), textcoords="offset points", xytext=(5, 4))
+        text = f"{n} levels: {angle:.1f}°"
+        axis.annotate(text, (np.log2(n), angle), textcoords="offset points", xytext=(6, 3))
     axis.set(xlabel="bits per weight, log$_2$(levels)", ylabel="angle(w, quantized w) (degrees)")
-    axis.set_yticks([5, 10, 20, 40], ["5", "10", "20", "40"])
-    axis.minorticks_off()
+    axis.set_xlim(0, bits[-1] + 1)
+    _plain_ticks(axis.yaxis)
     axis.legend()
     return figure
 
@@ -252,30 +302,39 @@ def plot_bits(levels):
 def plot_layer_angles(layers):
     """Distribution over units of angle(w^c, w^b), layer by layer: zoomed, and over [0, π].
 
+    Each layer's histogram is scaled to its own peak and stands on a line of its own, with the
+    mean ± sd of a Gaussian vector of that dimension below it.
+
     Parameters
     ----------
     layers : sequence
-        With `name`, `fan_in` and `angles` (radians, one per unit), as `report.LayerMeasurement`.
+        With `name`, `fan_in` and `angles` (radians, one per unit; nan is left out), as
+        `report.LayerMeasurement`.
     """
-    figure, (zoomed, whole) = plt.subplots(1, 2, figsize=(9, 3.4))
-    angles = [np.degrees(layer.angles[np.isfinite(layer.angles)]) for layer in layers]
-    gaussian = np.degrees(geometry.binary_angle())
-    low, high = min(map(np.min, angles)), max(map(np.max, angles))
-    low, high = min(low, gaussian) - 1, max(high, gaussian) + 1
-    for axis, edges in ((zoomed, np.linspace(low, high, 100)), (whole, np.arange(0, 180.5, 1))):
-        for i, (layer, values) in enumerate(zip(layers, angles, strict=True)):
-            density = np.histogram(values, edges)[0] / len(values) / np.diff(edges)
-            label = f"{layer.name}, d = {layer.fan_in}"
-            axis.stairs(density, edges, label=label, linewidth=1.2, **_layer_style(i))
-        axis.axvline(gaussian, label=f"Gaussian: {gaussian:.2f}°", **THEORY)
-        axis.set(xlabel="angle(w$^c$, w$^b$) (degrees)", xlim=edges[[0, -1]])
-    zoomed.set_ylabel("density over units (1/degree)")
-    whole.axvline(90, color="grey", linewidth=0.8, linestyle=":")
-    whole.annotate(
-        "random\npair", (90, 0.9), xycoords=("data", "axes fraction"), ha="left", color="grey"
+    size = (8.4, 0.4 * len(layers) + 1.3)
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 2))
+    limit = np.degrees(geometry.binary_angle())
+    for row, layer in enumerate(reversed(layers)):
+        angles = np.degrees(layer.angles[np.isfinite(layer.angles)])
+        heights, edges = np.histogram(angles, "auto")
+        heights = row + 0.75 * heights / max(heights.max(), 1)
+        mean, sd = np.degrees(geometry.angle_moments(layer.fan_in))
+        for axis in axes:
+            axis.stairs(heights, edges, baseline=row, fill=True, color=COLORS[4])
+            theory = axis.errorbar(mean, row - 0.1, xerr=sd, fmt=".", color="black", capsize=2)
+    for axis in axes:
+        line = axis.axvline(limit, label=f"Gaussian, d → ∞: {limit:.2f}°", **THEORY)
+        axis.set_xlabel("angle(w$^c$, w$^b$) (degrees)")
+    zoomed, whole = axes
+    zoomed.set_yticks(
+        range(len(layers)), [f"{layer.name}, d = {layer.fan_in}" for layer in reversed(layers)]
     )
-    whole.set_xticks(range(0, 181, 45))
-    whole.legend(fontsize=7)
+    zoomed.set_ylabel("density over units")
+    whole.axvline(90, color="grey", linewidth=0.8, linestyle=":")
+    whole.annotate("random pair", (93, 0.95), xycoords=("data", "axes fraction"), color="grey")
+    whole.set(xlim=(0, 180), xticks=range(0, 181, 45))
+    labels = {"Gaussian, mean ± sd at this d": theory, line.get_label(): line}
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -287,7 +346,7 @@ def plot_angle_scaling(layers):
     layers : sequence
         As for `plot_layer_angles`; also `convolutional`.
     """
-    figure, axis = plt.subplots(figsize=(4.6, 3.4))
+    figure, axis = plt.subplots(figsize=(4.8, 3.6))
     d = np.array([layer.fan_in for layer in layers], float)
     span = np.unique(np.rint(np.geomspace(d.min() / 2, d.max() * 2, 200)))
     axis.loglog(
@@ -295,22 +354,23 @@ def plot_angle_scaling(layers):
     )
     for conv, marker, label in ((True, "o", "convolutional"), (False, "s", "fully connected")):
         chosen = [layer for layer in layers if layer.convolutional is conv]
-        axis.loglog(
-            [layer.fan_in for layer in chosen],
-            [np.degrees(np.nanstd(layer.angles)) for layer in chosen],
-            marker,
-            color=COLORS[0 if conv else 5],
-            label=label,
-        )
-    for layer in layers:
-        axis.annotate(
-            layer.name,
-            (layer.fan_in, np.degrees(np.nanstd(layer.angles))),
-            textcoords="offset points",
-            xytext=(6, 3),
-            fontsize=7,
-        )
+        spread = [np.degrees(np.nanstd(layer.angles)) for layer in chosen]
+        color, side = COLORS[0 if conv else 5], 1 if conv else -1
+        axis.loglog([layer.fan_in for layer in chosen], spread, marker, color=color, label=label)
+        # Layers of one fan-in often spread alike: one text for them all, conv right, fc left.
+        for fan_in in dict.fromkeys(layer.fan_in for layer in chosen):
+            alike = [i for i, layer in enumerate(chosen) if layer.fan_in == fan_in]
+            axis.annotate(
+                "\n".join(chosen[i].name for i in sorted(alike, key=lambda i: -spread[i])),
+                (fan_in, np.exp(np.mean(np.log([spread[i] for i in alike])))),
+                textcoords="offset points",
+                xytext=(7 * side, 0),
+                ha="left" if conv else "right",
+                va="center",
+                fontsize=7,
+            )
     axis.set(xlabel="fan-in d", ylabel="sd of angle(w$^c$, w$^b$) over units (degrees)")
+    _plain_ticks(axis.yaxis)
     axis.legend()
     return figure
 
@@ -374,10 +434,10 @@ def plot_weights(layers):
     for layer, axis in zip(layers, axes, strict=True):
         w, deviation = layer.wc.ravel(), layer.wc.std()
         limit = min(1.0, np.abs(w).max())
-        axis.hist(w, np.linspace(-limit, limit, 81), density=True, color=COLORS[4])
+        bins = int(np.clip(np.sqrt(w.size), 15, 80))
+        _draw_density(axis, w, np.linspace(-limit, limit, bins + 1), color=COLORS[4])
         x = np.linspace(-limit, limit, 400)
-        gaussian = np.exp(-0.5 * (x / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
-        axis.plot(x, gaussian, label="Gaussian of\nthe same sd", **THEORY)
+        axis.plot(x, norm.pdf(x, 0, deviation), label="Gaussian of\nthe same sd", **THEORY)
         axis.set_title(
             f"{layer.name}: sd {deviation:.3f}, {geometry.saturated_share(w):.2%} at ±1",
             loc="left",
@@ -558,13 +618,7 @@ def plot_thresholds(layers):
     layers : sequence of report.LayerMeasurement
         A binary network's lie at threshold 0.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
-    tau = np.linspace(0, max(1.0, *(1.2 * layer.tau for layer in layers)), 300)
-    angle = np.degrees(np.arccos(geometry.ternary_cosine(tau)))
-    best = geometry.optimal_ternary_threshold()
-    left.plot(tau, angle, label="Gaussian theory", **THEORY)
-    right.plot(tau, 100 * geometry.ternary_zero_fraction(tau), label="Gaussian theory", **THEORY)
-    left.axvline(best, color="grey", linestyle=":", label=f"least angle: t/σ = {best:.3f}")
+    figure, left, right = _ternary_axes(max(1.0, *(1.2 * layer.tau for layer in layers)))
     for i, layer in enumerate(layers):
         style = {**_layer_marker(i), "linestyle": ""}
         degrees = np.degrees(layer.angles)
@@ -572,9 +626,7 @@ def plot_thresholds(layers):
             layer.tau, np.nanmean(degrees), np.nanstd(degrees), label=layer.name, capsize=2, **style
         )
         right.plot(layer.tau, 100 * np.mean(layer.wb == 0), label=layer.name, **style)
-    left.set(xlabel="threshold t/σ", ylabel="angle(w$^c$, w$^b$) (degrees)")
-    right.set(xlabel="threshold t/σ", ylabel="share of zero weights (%)")
-    left.legend(fontsize=7, loc="upper right", frameon=True, framealpha=1, edgecolor="none")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
 
 
