@@ -355,19 +355,21 @@ def plot_angle_scaling(layers):
     for conv, marker, label in ((True, "o", "convolutional"), (False, "s", "fully connected")):
         chosen = [layer for layer in layers if layer.convolutional is conv]
         spread = [np.degrees(np.nanstd(layer.angles)) for layer in chosen]
-        color, side = COLORS[0 if conv else 5], 1 if conv else -1
+        color = COLORS[0 if conv else 5]
         axis.loglog([layer.fan_in for layer in chosen], spread, marker, color=color, label=label)
-        # Layers of one fan-in often spread alike: one text for them all, conv right, fc left.
+        # Layers of one fan-in often spread alike: one text for them all, the widest first.
         for fan_in in dict.fromkeys(layer.fan_in for layer in chosen):
-            alike = [i for i, layer in enumerate(chosen) if layer.fan_in == fan_in]
+            alike = [(s, x.name) for s, x in zip(spread, chosen, strict=True) if x.fan_in == fan_in]
+            alike.sort(reverse=True)
             axis.annotate(
-                "\n".join(chosen[i].name for i in sorted(alike, key=lambda i: -spread[i])),
-                (fan_in, np.exp(np.mean(np.log([spread[i] for i in alike])))),
+                ", ".join(name for _, name in alike),
+                (fan_in, alike[-1 if conv else 0][0]),
                 textcoords="offset points",
-                xytext=(7 * side, 0),
-                ha="left" if conv else "right",
-                va="center",
+                xytext=(0, -6 if conv else 6),
+                ha="center",
+                va="top" if conv else "bottom",
                 fontsize=7,
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
             )
     axis.set(xlabel="fan-in d", ylabel="sd of angle(w$^c$, w$^b$) over units (degrees)")
     _plain_ticks(axis.yaxis)
@@ -437,14 +439,14 @@ def plot_weights(layers):
         bins = int(np.clip(np.sqrt(w.size), 15, 80))
         _draw_density(axis, w, np.linspace(-limit, limit, bins + 1), color=COLORS[4])
         x = np.linspace(-limit, limit, 400)
-        axis.plot(x, norm.pdf(x, 0, deviation), label="Gaussian of\nthe same sd", **THEORY)
+        axis.plot(x, norm.pdf(x, 0, deviation), label="Gaussian of the same sd", **THEORY)
         axis.set_title(
             f"{layer.name}: sd {deviation:.3f}, {geometry.saturated_share(w):.2%} at ±1",
             loc="left",
             fontsize=8,
         )
         axis.set(xlabel="latent weight w$^c$", ylabel="density")
-    axes[0].legend(fontsize=7)
+    _legend_below(figure, axes[0])
     return figure
 
 

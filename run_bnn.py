@@ -360,6 +360,11 @@ def run(argv):
         precision, why = choose_precision(getattr(args, "precision", "auto"))
         print(f"training in {precision}: {why}")
         training = dataclasses.replace(training, precision=precision)
+    bnn = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], NUM_CLASSES, network, training)
+    checkpoint = getattr(args, "param_file", None)
+    if checkpoint:
+        bnn.load_weights(checkpoint)
+    # From here on nothing in the command can be wrong any more, and the folder may be changed.
     record = run_record(args, data_set, network, training)
     if training.epochs:
         record = start_record(out_dir, record, "resume" in args)
@@ -370,10 +375,6 @@ def run(argv):
             return
         record["sittings"].append(sitting(argv))
 
-    bnn = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], NUM_CLASSES, network, training)
-    checkpoint = getattr(args, "param_file", None)
-    if checkpoint:
-        bnn.load_weights(checkpoint)
     print(f"{network.kind} network with {bnn.weight_count / 1e6:.2f} million weights on {data_set}")
     if training.epochs:
         checkpoint = out_dir / CHECKPOINT

@@ -148,6 +148,16 @@ def test_a_damaged_record_is_refused(content, tmp_path, capsys):
     assert "run.json is damaged" in capsys.readouterr().err
 
 
+def test_a_wrong_threshold_leaves_an_earlier_run_alone(tmp_path, monkeypatch):
+    interrupted(tmp_path, monkeypatch)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(SystemExit):
+        run_bnn.main(
+            [*TRAINING, "--levels", "3", "--threshold", "0.99", "--out_dir", str(tmp_path)]
+        )
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
 def test_without_a_run_resume_starts_afresh(tmp_path):
     run_bnn.main([*SMALL, "--epochs", "1", "--out_dir", str(tmp_path), "--resume"])
     assert len(rows(tmp_path)) == 1

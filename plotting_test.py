@@ -1,0 +1,402 @@
+"""The figures show the data they were given, the theory where it belongs, and units on the axes."""
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.patches import StepPatch
+
+import geometry
+import plotting
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def line(axis, label):
+    """Points (x, y) of the one line of that label."""
+    (found,) = [line for line in axis.lines if line.get_label().startswith(label)]
+    return np.array(found.get_data(), dtype=float)
+
+
+def vertical(axis, label):
+    """Where the vertical line of that label stands."""
+    x, _ = line(axis, label)
+    assert x[0] == x[1]
+    return x[0]
+
+
+def histograms(axis):
+    """(values, edges, baseline) of every histogram, in the order drawn."""
+    return [patch.get_data() for patch in axis.patches if isinstance(patch, StepPatch)]
+
+
+def area(values, edges):
+    return np.sum(values * np.diff(edges))
+
+
+def points(axis):
+    """(x, y) of every set of markers without a line, error bars included."""
+    return [
+        np.array(line.get_data())
+        for line in axis.lines
+        if line.get_marker() in (".", "o", *plotting.MARKERS) and line.get_linestyle() == "None"
+    ]
+
+
+def drawn(figure):
+    """The figure's axes, after checking that it can be drawn and says what its axes are."""
+    figure.canvas.draw()
+    axes = [axis for axis in figure.axes if axis.axison]
+    assert all(axis.get_xlabel() for axis in axes)
+    assert axes[0].get_ylabel()
+    return axes
+
+
+def layer(rng, name="conv_1", fan_in=27, units=40, **changes):
+    wc = rng.standard_normal((fan_in, units)) * 0.1
+    wb = np.sign(wc)
+    pairs = SimpleNamespace(
+        extent=(-2.0, 2.0, -4.0, 4.0),
+        histogram=np.arange(12).reshape(3, 4),
+        r=0.912,
+        sign_changes=0.0834,
+        unit_r=np.linspace(0.85, 0.95, units),
+        inside_unit_r=np.linspace(0.85, 0.95, units),
+    )
+    values = {
+        "name": name,
+        "fan_in": fan_in,
+        "convolutional": name.startswith("conv"),
+        "wc": wc,
+        "wb": wb,
+        "angles": geometry.unit_angles(wc, wb),
+        "tau": 0.0,
+        "weights_dot": pairs,
+        "activations_dot": pairs,
+        "permuted": pairs,
+        "predicted_r": np.linspace(0.84, 0.94, units),
+        "spectrum": np.linspace(2, 0, fan_in),
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+@pytest.fixture
+def layers(rng):
+    return [layer(rng), layer(rng, "conv_2", 288), layer(rng, "fc_1", 64, 10)]
+
+
+# --- Theory -----------------------------------------------------------------------------------
+
+
+def test_straight_through_draws_quantizer_ramp_and_gradient():
+    x = np.linspace(-2, 2, 9)
+    curves = {"one": (np.sign(x), np.abs(x) <= 1), "two": (0 * x, np.abs(x) <= 1)}
+    axes = drawn(plotting.plot_straight_through(x, curves, np.clip(x, -1, 1)))
+    assert [axis.get_title(loc="left") for axis in axes] == ["one", "two"]
+    for axis, (forward, gradient) in zip(axes, curves.values(), strict=True):
+        assert np.array_equal(line(axis, "forward")[1], forward)
+        assert np.array_equal(line(axis, "gradient")[1], gradient)
+        assert np.array_equal(line(axis, "clip")[1], np.clip(x, -1, 1))
+
+
+def test_angle_samples_are_densities_in_degrees_under_the_closed_form(rng):
+    samples = {d: geometry.random_pair_angles(d, 5_000, rng) for d in (3, 100)}
+    axes = drawn(plotting.plot_angle_samples(samples, density=geometry.angle_density))
+    for axis, (d, angles) in zip(axes, samples.items(), strict=True):
+        ((values, edges, _),) = histograms(axis)
+        assert area(values, edges) == pytest.approx(1)
+        assert np.degrees([angles.min(), angles.max()]) == pytest.approx(edges[[0, -1]])
+        x, y = line(axis, "theory")
+        assert np.trapezoid(y, x) == pytest.approx(1, abs=0.01)
+        assert y.max() == pytest.approx(values.max(), rel=0.2)
+        assert axis.get_title(loc="left") == f"d = {d}"
+        assert "degrees" in axis.get_xlabel()
+    assert "1/degree" in axes[0].get_ylabel()
+
+
+def test_angle_samples_carry_the_theory_s_mean_and_sd(rng):
+    samples = {27: geometry.binarization_angles(27, 500, rng)}
+    (axis,) = drawn(plotting.plot_angle_samples(samples, moments=geometry.angle_moments))
+    assert vertical(axis, "theory: mean") == pytest.approx(36.19, abs=0.01)
+    x, y = line(axis, "normal")
+    assert x[np.argmax(y)] == pytest.approx(36.19, abs=0.1)
+    assert y.max() == pytest.approx(1 / (3.83 * np.sqrt(2 * np.pi)), rel=0.01)
+
+
+def test_angle_ranges_show_both_kinds_from_0_to_180_degrees(rng):
+    own = {d: geometry.binarization_angles(d, 2_000, rng) for d in (3, 300)}
+    other = {d: geometry.random_pair_angles(d, 2_000, rng) for d in (3, 300)}
+    axes = drawn(plotting.plot_angle_ranges(own, other))
+    for axis, d in zip(axes, own, strict=True):
+        assert axis.get_xlim() == (0, 180)
+        for (values, edges, _), angles in zip(histograms(axis), (own[d], other[d]), strict=True):
+            assert area(values, edges) == pytest.approx(1)
+            mean = np.sum(values * (edges[:-1] + 0.5) * np.diff(edges))
+            assert mean == pytest.approx(np.degrees(angles.mean()), abs=0.3)
+        assert vertical(axis, "d →") == pytest.approx(37.07, abs=0.01)
+        x, y = line(axis, "theory")
+        assert np.trapezoid(y, x) == pytest.approx(1, abs=1e-3)
+
+
+def test_spread_points_lie_on_the_theory_and_the_right_panel_is_flat_at_last(rng):
+    samples = {d: geometry.binarization_angles(d, 3_000, rng) for d in (3, 30, 1000)}
+    left, right = drawn(plotting.plot_spread(samples))
+    assert "degrees" in left.get_ylabel() and "√d" in right.get_ylabel()
+    for axis in (left, right):
+        ((d, y),) = points(axis)
+        assert np.array_equal(d, list(samples))
+        x, theory = line(axis, "theory")
+        assert y == pytest.approx(np.interp(d, x, theory), rel=0.05)
+    assert points(left)[0][1] == pytest.approx([np.degrees(a.std()) for a in samples.values()])
+    assert line(right, "20.18°")[1] == pytest.approx(20.18, abs=0.01)
+    assert line(right, "theory")[1][-1] == pytest.approx(20.18, abs=0.02)
+
+
+def test_shapes_mark_the_means_and_reach_every_kurtosis(rng):
+    samples = {
+        "uniform": (np.array([1.7, 1.9]), np.radians([29, 31])),
+        "heavy": (np.array([19.0, 21.0]), np.radians([55, 57])),
+    }
+    (axis,) = drawn(plotting.plot_shapes(samples))
+    assert np.ravel(points(axis)) == pytest.approx([1.8, 30, 20, 56])
+    x, y = line(axis, "generalized")
+    assert x[0] == pytest.approx(1.8) and x[-1] == pytest.approx(20)
+    assert np.interp([3, 6], x, y) == pytest.approx([37.07, 45], abs=0.01)
+    assert [text.get_text() for text in axis.texts] == ["uniform: 30.00°", "heavy: 56.00°"]
+
+
+def test_rotated_draws_plain_and_rotated_in_degrees(rng):
+    samples = {4: np.radians([np.full(50, 80.2), np.full(50, 37.6)])}
+    (axis,) = drawn(plotting.plot_rotated(samples))
+    plain, rotated = histograms(axis)
+    for (values, edges, _), at in ((plain, 80.2), (rotated, 37.6)):
+        assert area(values, edges) == pytest.approx(1)
+        peak = np.argmax(values)
+        assert edges[peak] <= at < edges[peak + 1]
+    assert vertical(axis, "Gaussian") == pytest.approx(37.07, abs=0.01)
+    legend = axis.figure.legends[0]
+    assert [text.get_text() for text in legend.texts[:2]] == ["plain", "rotated"]
+
+
+def test_ternary_samples_lie_on_curves_with_the_optimum_marked(rng):
+    samples = {tau: geometry.ternarization_angle(tau, 50_000, rng) for tau in (0.0, 0.5, 1.5)}
+    left, right = drawn(plotting.plot_ternary(samples))
+    assert "degrees" in left.get_ylabel() and "%" in right.get_ylabel()
+    for axis, close in ((left, 0.5), (right, 1)):
+        assert vertical(axis, "least angle") == pytest.approx(0.612, abs=1e-3)
+        ((tau, y),) = points(axis)
+        x, theory = line(axis, "Gaussian theory")
+        assert x[-1] == 1.5
+        assert y == pytest.approx(np.interp(tau, x, theory), abs=close)
+    x, theory = line(left, "Gaussian theory")
+    assert x[np.argmin(theory)] == pytest.approx(0.612, abs=0.01)
+
+
+def test_bits_keep_every_quantizer_above_the_limit():
+    (axis,) = drawn(plotting.plot_bits([2, 3, 16]))
+    x, limit = line(axis, "rate–distortion")
+    bits, angles = line(axis, "Lloyd–Max")
+    assert bits == pytest.approx([1, np.log2(3), 4])
+    assert angles[:2] == pytest.approx([37.07, 25.85], abs=0.01)
+    assert np.interp([1, 2], x, limit) == pytest.approx([30, 14.48], abs=0.05)
+    assert np.all(angles > np.interp(bits, x, limit))
+    assert axis.texts[1].get_text() == "3 levels: 25.9°"
+
+
+# --- Trained layers ---------------------------------------------------------------------------
+
+
+def test_layer_angles_put_each_layer_on_its_row_with_its_own_theory(layers):
+    layers[1].angles[3] = np.nan
+    zoomed, whole = drawn(plotting.plot_layer_angles(layers))
+    names = [label.get_text() for label in zoomed.get_yticklabels()]
+    assert names == ["fc_1, d = 64", "conv_2, d = 288", "conv_1, d = 27"]
+    for axis in (zoomed, whole):
+        assert vertical(axis, "Gaussian") == pytest.approx(37.07, abs=0.01)
+        for row, (entry, (heights, edges, base)) in enumerate(
+            zip(reversed(layers), histograms(axis), strict=True)
+        ):
+            assert base == row and row <= heights.min() and heights.max() < row + 1
+            degrees = np.degrees(entry.angles[np.isfinite(entry.angles)])
+            assert edges[[0, -1]] == pytest.approx([degrees.min(), degrees.max()])
+        theory = [geometry.angle_moments(entry.fan_in)[0] for entry in reversed(layers)]
+        centres = [float(x) for (x,), _ in points(axis)]
+        assert centres == pytest.approx(np.degrees(theory))
+    assert whole.get_xlim() == (0, 180)
+    assert "degrees" in zoomed.get_xlabel()
+
+
+def test_angle_scaling_draws_the_spread_of_each_layer_and_names_it(layers, rng):
+    layers.append(layer(rng, "conv_3", 288))
+    (axis,) = drawn(plotting.plot_angle_scaling(layers))
+    for label, chosen in (("conv", (0, 1, 3)), ("fully", (2,))):
+        x, y = line(axis, label)
+        assert np.array_equal(x, [layers[i].fan_in for i in chosen])
+        assert y == pytest.approx([np.degrees(layers[i].angles.std()) for i in chosen])
+    x, theory = line(axis, "Gaussian theory")
+    assert np.interp(27, x, theory) == pytest.approx(3.83, abs=0.02)
+    wider = sorted((layers[1], layers[3]), key=lambda entry: -entry.angles.std())
+    both = ", ".join(entry.name for entry in wider)
+    assert {text.get_text() for text in axis.texts} == {"conv_1", both, "fc_1"}
+
+
+@pytest.mark.parametrize("which", ["weights_dot", "activations_dot", "permuted"])
+def test_dot_products_are_drawn_the_right_way_round(layers, which):
+    layers[0].activations_dot = None
+    axes = drawn(plotting.plot_dot_products(layers, which))
+    expected = [entry for entry in layers if getattr(entry, which) is not None]
+    assert [axis.get_title(loc="left") for axis in axes] == [entry.name for entry in expected]
+    (image,) = axes[0].images
+    # x runs along the histogram's first axis; row 0 of the image is the lowest y.
+    assert np.array_equal(image.get_array().filled(0), np.arange(12).reshape(3, 4).T)
+    assert image.origin == "lower" and tuple(image.get_extent()) == (-2, 2, -4, 4)
+    assert "r = 0.912" in axes[0].texts[0].get_text()
+    assert "8.3%" in axes[0].texts[0].get_text()
+
+
+def test_dot_products_shade_where_signs_change(layers):
+    axis = plotting.plot_dot_products(layers, "weights_dot").axes[0]
+    for patch in axis.patches:
+        (x0, y0), (x1, y1) = patch.get_bbox().get_points()
+        assert (x0 + x1) * (y0 + y1) < 0
+    assert len(axis.patches) == 2
+
+
+def test_weights_stand_beside_a_gaussian_of_their_own_spread(layers):
+    layers[0].wc[:14] = 1
+    axes = drawn(plotting.plot_weights(layers))
+    share = np.mean(layers[0].wc == 1)
+    assert f"{share:.2%} at ±1" in axes[0].get_title(loc="left")
+    for axis, entry in zip(axes, layers, strict=True):
+        ((values, edges, _),) = histograms(axis)
+        assert area(values, edges) == pytest.approx(1)
+        assert edges[-1] == pytest.approx(np.abs(entry.wc).max())
+        _, y = line(axis, "Gaussian")
+        assert y.max() == pytest.approx(1 / (entry.wc.std() * np.sqrt(2 * np.pi)), rel=0.01)
+
+
+def test_predicted_r_stands_against_measured_r(layers):
+    layers[2].predicted_r = None
+    axes = drawn(plotting.plot_predicted(layers))
+    for axis in axes:
+        assert [c.get_label() for c in axis.collections] == ["conv_1", "conv_2"]
+        x, y = np.asarray(axis.collections[0].get_offsets()).T
+        assert x == pytest.approx(layers[0].predicted_r)
+        assert y == pytest.approx(layers[0].weights_dot.unit_r)
+        x, y = line(axis, "prediction")
+        assert np.array_equal(x, y)
+    assert axes[1].get_xlim() == axes[1].get_ylim() == (0.8, 1)
+
+
+def test_permutation_draws_means_over_units_and_the_cosine(layers):
+    layers[0].permuted = SimpleNamespace(inside_unit_r=np.array([0.7, np.nan, 0.9]))
+    figure = plotting.plot_permutation(layers)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    as_is, permuted = (container.lines[0].get_ydata() for container in axis.containers)
+    assert as_is == pytest.approx(0.9)
+    assert permuted[0] == pytest.approx(0.8)
+    _, cosine = line(axis, "cosine")
+    assert cosine == pytest.approx(np.cos(layers[0].angles).mean())
+
+
+def test_spectra_add_up_to_one(layers):
+    layers[1].spectrum = None
+    (axis,) = drawn(plotting.plot_spectra(layers))
+    assert [entry.get_label() for entry in axis.lines] == ["conv_1, d = 27", "fc_1, d = 64"]
+    for entry in axis.lines:
+        shares = entry.get_ydata()
+        assert shares[-1] == pytest.approx(1) and np.all(np.diff(shares) >= 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_filters_stand_above_their_signs(rng, channels):
+    wc = rng.standard_normal((3, 3, channels, 20)) * 0.1
+    figure = plotting.plot_filters(SimpleNamespace(name="conv_1", wc=wc, wb=np.sign(wc)), count=18)
+    figure.canvas.draw()
+    images = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert len(images) == 36
+    last = np.array(figure.axes).reshape(4, 16)[2:, 1]
+    latent, binary = (axis.images[0].get_array() for axis in last)
+    expected = (wc[..., 17] / np.abs(wc[..., 17]).max() + 1) / 2
+    assert np.allclose(latent, np.squeeze(expected))
+    assert set(np.unique(binary)) == {0, 1}
+
+
+def test_rotation_bars_are_the_correlations():
+    values = {"weights": 0.61, "patches": 0.81, "both": -0.1}
+    correlations = dict.fromkeys(("as is", "random", "pca", "zca"), values)
+    figure = plotting.plot_rotation(correlations)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    for container, height in zip(axis.containers, values.values(), strict=True):
+        assert [bar.get_height() for bar in container] == pytest.approx([height] * 4)
+    assert axis.get_ylim()[0] < -0.1
+    assert line(axis, "uncorrelated")[1] == pytest.approx(np.sqrt(2 / np.pi))
+
+
+def test_substitution_bars_are_percentages():
+    figure = plotting.plot_substitution({"none": (0.7, 0.71), "conv_1": (0.1, 0.65)}, 0.7)
+    (axis,) = drawn(figure)
+    heights = [[bar.get_height() for bar in container] for container in axis.containers]
+    assert np.ravel(heights) == pytest.approx([70, 10, 71, 65])
+    assert line(axis, "as trained")[1] == pytest.approx(70)
+
+
+def test_thresholds_put_layers_at_their_own(layers):
+    layers[1].tau, layers[1].wb = 1.5, np.where(np.abs(layers[1].wc) > 0.15, layers[1].wb, 0)
+    left, right = drawn(plotting.plot_thresholds(layers))
+    names = [container.get_label() for container in left.containers]
+    assert names == ["conv_1", "conv_2", "fc_1"]
+    ((tau,), (angle,)) = left.containers[1].lines[0].get_data()
+    assert tau == 1.5 and angle == pytest.approx(np.degrees(layers[1].angles.mean()))
+    ((tau,), (zeros,)) = line(right, "conv_2")
+    assert tau == 1.5 and zeros == pytest.approx(100 * np.mean(layers[1].wb == 0))
+    assert line(left, "Gaussian theory")[0][-1] == pytest.approx(1.8)
+
+
+def test_angle_history_draws_a_line_a_layer():
+    rows = [
+        {"epochs": e, "layer": name, "angle": 30 + e + i, "r": 0.8 + 0.01 * e}
+        for e in range(3)
+        for i, name in enumerate(("conv_1", "fc_1"))
+    ]
+    left, right = drawn(plotting.plot_angle_history(rows))
+    assert np.array_equal(line(left, "fc_1"), [[0, 1, 2], [31, 32, 33]])
+    assert line(right, "conv_1")[1] == pytest.approx([0.8, 0.81, 0.82])
+
+
+def test_layers_never_share_a_style_within_twenty_four():
+    styles = {tuple(plotting._layer_style(i).values()) for i in range(24)}
+    markers = {tuple(plotting._layer_marker(i).values()) for i in range(24)}
+    assert len(styles) == len(markers) == 24
+
+
+# --- Files ------------------------------------------------------------------------------------
+
+
+def test_run_figures_writes_both_formats_and_leaves_none_open(layers, tmp_path):
+    before = plt.get_fignums()
+    plotting.run_figures(layers, tmp_path / "figures")
+    assert plt.get_fignums() == before
+    names = {"angles", "angle_scaling", "weights_dot", "activations_dot", "weights"}
+    files = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert files == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
+    assert (tmp_path / "figures" / "angles.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_save_figure_returns_the_png(tmp_path):
+    figure, _ = plt.subplots()
+    path = plotting.save_figure(figure, tmp_path, "angles")
+    assert path == tmp_path / "angles.png"
+    assert plt.imread(path).ndim == 3
