@@ -49,7 +49,7 @@ def points(axis):
     return [
         np.array(line.get_data())
         for line in axis.lines
-        if line.get_marker() in (".", "o", *plotting.MARKERS) and line.get_linestyle() == "None"
+        if line.get_marker() in {".", *plotting.MARKERS} and line.get_linestyle() == "None"
     ]
 
 
@@ -164,7 +164,7 @@ def test_spread_points_lie_on_the_theory_and_the_right_panel_is_flat_at_last(rng
 
 def test_shapes_mark_the_means_and_reach_every_kurtosis(rng):
     samples = {
-        "uniform": (np.array([1.7, 1.9]), np.radians([29, 31])),
+        "uniform": (np.array([1.6, 1.7, 2.1]), np.radians([29, 29, 32])),
         "heavy": (np.array([19.0, 21.0]), np.radians([55, 57])),
     }
     (axis,) = drawn(plotting.plot_shapes(samples))
@@ -257,6 +257,12 @@ def test_dot_products_are_drawn_the_right_way_round(layers, which):
     expected = [entry for entry in layers if getattr(entry, which) is not None]
     assert [axis.get_title(loc="left") for axis in axes] == [entry.name for entry in expected]
     (image,) = axes[0].images
+    before, after = {
+        "weights_dot": ("A·w$^c$", "A·w$^b$"),
+        "activations_dot": ("A$^c$·w$^b$", "A$^b$·w$^b$"),
+        "permuted": ("permuted A·w$^c$", "permuted A·w$^b$"),
+    }[which]
+    assert (axes[0].get_xlabel(), axes[0].get_ylabel()) == (before, after)
     # x runs along the histogram's first axis; row 0 of the image is the lowest y.
     assert np.array_equal(image.get_array().filled(0), np.arange(12).reshape(3, 4).T)
     assert image.origin == "lower" and tuple(image.get_extent()) == (-2, 2, -4, 4)
