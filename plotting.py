@@ -1,6 +1,6 @@
 """Figures, drawn from arrays that others computed. Angles come in radians and are drawn in degrees.
 
-Every function returns a matplotlib figure.
+Every `plot_` function returns a matplotlib figure.
 """
 
 import matplotlib.pyplot as plt
