@@ -84,6 +84,7 @@ class BinaryModel(keras.Model):
         graph_ops.quantizer_named(quantizer)
         # One seed per layer, none of them shared with the shuffling.
         seeds = np.random.SeedSequence(training.seed).generate_state(params.layers)
+        input_quantizer = None  # Of pixels.
         for seed, weights, acts in zip(
             seeds, params.per_layer("bin_weights"), params.per_layer("bin_acts"), strict=True
         ):
@@ -97,7 +98,9 @@ class BinaryModel(keras.Model):
                 "bn_momentum": training.bn_momentum,
                 "dtype": training.precision,
                 "kernel_initializer": keras.initializers.GlorotUniform(int(seed)),
+                "input_quantizer": input_quantizer,
             }
+            input_quantizer = graph_ops.activation_quantizer_of(quantizer) if acts else "clip"
 
     @property
     def quantized_layers(self):
@@ -371,7 +374,7 @@ class BinaryNeuralNetwork:
         self._choose_basis(x_train)
         valid = None if x_valid is None else self._checked(x_valid, y_valid)
         self.model.compile(
-            keras.optimizers.Adam(params.lr_start, clipvalue=1.0),
+            graph_ops.LatentAdam(params.lr_start),
             graph_ops.loss_named(params.loss_mode),
             metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
             jit_compile=False,  # XLA's convolutions are slower on the CPU than the framework's.

@@ -18,7 +18,27 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+# XLA makes one pass over memory of each element-wise function here, where the framework's kernels
+# make one for every operation. Convolutions stay with oneDNN, which XLA does not reach.
+compiled = tf.function(jit_compile=True)
+
+
 # --- Quantizers -------------------------------------------------------------------------------
+
+
+@compiled
+def _sign(x):
+    return tf.where(x >= 0, tf.ones_like(x), -tf.ones_like(x))
+
+
+@compiled
+def _ternary_sign(x, threshold):
+    return tf.cast(x > threshold, x.dtype) - tf.cast(x < -threshold, x.dtype)
+
+
+@compiled
+def _where_passed(x, upstream):
+    return tf.where(tf.abs(x) <= 1, upstream, tf.zeros_like(upstream))
 
 
 def straight_through(x, quantized):
@@ -41,9 +61,7 @@ def straight_through(x, quantized):
 
     @tf.custom_gradient
     def forward(x):
-        return tf.stop_gradient(quantized), lambda upstream: tf.where(
-            tf.abs(x) <= 1, upstream, tf.zeros_like(upstream)
-        )
+        return tf.stop_gradient(quantized), lambda upstream: _where_passed(x, upstream)
 
     return forward(x)
 
@@ -64,7 +82,7 @@ def binarize(x, threshold=0.0):
     """
     del threshold
     x = tf.convert_to_tensor(x)
-    return straight_through(x, 2 * tf.cast(x >= 0, x.dtype) - 1)
+    return straight_through(x, _sign(x))
 
 
 def ternarize(x, threshold):
@@ -83,7 +101,7 @@ def ternarize(x, threshold):
     """
     x = tf.convert_to_tensor(x)
     threshold = tf.cast(threshold, x.dtype)
-    return straight_through(x, tf.cast(x > threshold, x.dtype) - tf.cast(x < -threshold, x.dtype))
+    return straight_through(x, _ternary_sign(x, threshold))
 
 
 def clip(x, threshold=0.0):
@@ -276,6 +294,7 @@ class QuantizedLayer(keras.layers.Layer):
         threshold_sigma=None,
         bn_momentum=0.99,
         kernel_initializer="glorot_uniform",
+        input_quantizer=None,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -287,8 +306,9 @@ class QuantizedLayer(keras.layers.Layer):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, not {value}")
         quantizer_named(weight_quantizer)
-        if activation_quantizer is not None:
-            quantizer_named(activation_quantizer)
+        for quantizer in (activation_quantizer, input_quantizer):
+            if quantizer is not None:
+                quantizer_named(quantizer)
         self.units = int(units)
         self.weight_quantizer = weight_quantizer
         self.activation_quantizer = activation_quantizer
@@ -296,6 +316,7 @@ class QuantizedLayer(keras.layers.Layer):
         self.threshold_sigma = threshold_sigma
         self.bn_momentum = bn_momentum
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.input_quantizer = input_quantizer
         self.batch_norm = ShiftBatchNormalization(bn_momentum, name="batch_norm", dtype="float32")
 
     def _add_kernel(self, shape):
@@ -358,16 +379,18 @@ class QuantizedLayer(keras.layers.Layer):
         inputs = tf.convert_to_tensor(inputs)
         return self.rescale(self._multiply(inputs, kernel, "float32"), inputs.dtype)
 
-    def pooled_products(self, inputs, dtype="float32"):
+    def pooled_products(self, inputs, training=False):
         """pool(A·w^b), what batch norm sees."""
-        inputs = tf.convert_to_tensor(inputs)
-        products = self._pool(self._multiply(inputs, self.quantized_kernel(), dtype))
-        return self.rescale(products, inputs.dtype)
+        inputs, kernel = tf.convert_to_tensor(inputs), self.quantized_kernel()
+        if training and self._counts():
+            products = self._count(inputs, kernel)
+        else:
+            products = self._multiply(inputs, kernel, self.compute_dtype if training else "float32")
+        return self.rescale(self._pool(products), inputs.dtype)
 
     def pre_activation(self, inputs, training=False):
         """batch norm(pool(A·w^b)), what the activation quantizer sees."""
-        products = self.pooled_products(inputs, self.compute_dtype if training else "float32")
-        return self.batch_norm(products, training=training)
+        return self.batch_norm(self.pooled_products(inputs, training), training=training)
 
     def call(self, inputs, training=False):
         return self.quantized_output(self.pre_activation(inputs, training))
@@ -386,6 +409,10 @@ class QuantizedLayer(keras.layers.Layer):
     def _linear(self, inputs, kernel):
         raise NotImplementedError
 
+    def _counts(self):
+        """Does training count A·w^b in bits?"""
+        return False
+
     def _pool(self, products):
         return products
 
@@ -397,6 +424,7 @@ class QuantizedLayer(keras.layers.Layer):
             "threshold": self.threshold,
             "threshold_sigma": self.threshold_sigma,
             "bn_momentum": self.bn_momentum,
+            "input_quantizer": self.input_quantizer,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
 
@@ -423,6 +451,9 @@ class BinaryConv2D(QuantizedLayer):
     bn_momentum : float
     kernel_initializer : str or keras.initializers.Initializer
         Of the latent weights.
+    input_quantizer : str, optional
+        What quantized the input. Where it quantizes the weights, too, training on a processor
+        counts dot products in bits: the same numbers, sooner.
     basis : {"rotation", "whitening"}, optional
         Quantize in another basis M of the d = size·size·channels dimensions of a patch: a
         rotation convolves with w^b = Mᵀθ(Mw^c) ("generalized binarization"), a whitening with
@@ -481,6 +512,21 @@ class BinaryConv2D(QuantizedLayer):
 
     def _linear(self, inputs, kernel):
         return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME")
+
+    def _counts(self):
+        # Not in bfloat16 or on a GPU, which multiply faster than a processor counts, nor for few
+        # channels, which leave most of a word empty.
+        return (
+            self.input_quantizer == self.weight_quantizer
+            and self.weight_quantizer in ("binary", "ternary")
+            and self.basis is None
+            and self.compute_dtype == "float32"
+            and self.latent_kernel.shape[2] >= WORD_BITS
+            and not tf.config.list_physical_devices("GPU")
+        )
+
+    def _count(self, inputs, kernel):
+        return counted_conv2d(inputs, kernel, self.weight_quantizer == "ternary")
 
     def _pool(self, products):
         return tf.nn.max_pool2d(products, 2, 2, "SAME") if self.pool else products
@@ -668,6 +714,41 @@ def loss_named(loss_mode):
     return squared_hinge
 
 
+# --- Optimizer --------------------------------------------------------------------------------
+
+
+@register
+class LatentAdam(keras.optimizers.Adam):
+    """Adam on gradients clipped elementwise to [−1, 1], in two passes over memory.
+
+    The framework's own kernel updates moments and weights in place and in parallel; Keras'
+    formula, the same one, makes a pass for every operation in it. Gradients are clipped here and
+    not by `clipvalue`, as devices and workers have been summed over by now: the result does not
+    depend on how many there are. Latent weights are clipped by their `WeightClip`, afterwards.
+
+    Parameters
+    ----------
+    learning_rate : float
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        index = self._get_variable_index(variable)
+        moments = (self._momentums[index].value, self._velocities[index].value)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=moments[0].handle,
+            v=moments[1].handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=tf.cast(learning_rate, variable.dtype),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.clip_by_value(gradient, -1, 1),
+        )
+
+
 # --- Input pipeline ---------------------------------------------------------------------------
 
 
@@ -720,8 +801,6 @@ def training_batches(x, y, batch_size, seed, epochs, initial_epoch=0):
 
 WORD_BITS = 64
 LANES = 32
-
-compiled = tf.function(jit_compile=True)
 
 
 # --- XNOR-popcount: packing -------------------------------------------------------------------
@@ -985,6 +1064,56 @@ def ternary_matmul(a, w):
     images, kernels = zip(*map(_as_convolution, a, w), strict=True)
     filters = w[0].shape[0]
     return tf.reshape(ternary_conv2d(images, kernels, filters), [-1, filters])
+
+
+# --- XNOR-popcount: training ------------------------------------------------------------------
+
+
+@compiled
+def _counted_conv2d(images, kernel, ternary):
+    channels, filters = kernel.shape[2:]
+    pack = pack_ternary if ternary else pack_bits
+    weights = tf.nest.map_structure(arrange_kernel, pack(tf.transpose(kernel, [0, 1, 3, 2])))
+    if ternary:
+        return tf.cast(ternary_conv2d(pack(images), weights, filters), images.dtype)
+    return tf.cast(xnor_conv2d(pack(images), weights, channels, filters), images.dtype)
+
+
+def counted_conv2d(images, kernel, ternary=False):
+    """`tf.nn.conv2d` (stride 1, SAME) of quantized images with quantized weights, in bits.
+
+    The products are whole numbers that float32 holds, so they are equal to the last bit, and so
+    are the gradients, which are not counted: what flows back has many digits.
+
+    Parameters
+    ----------
+    images : tensor of float32, shape (n, rows, columns, channels)
+        −1 and +1 only, with `ternary` also 0. Only n may be unknown.
+    kernel : tensor of float32, shape (height, width, channels, filters)
+        Of such values, too.
+    ternary : bool
+
+    Returns
+    -------
+    tensor of float32, shape (n, rows, columns, filters)
+    """
+
+    @tf.custom_gradient
+    def forward(images, kernel):
+        def backward(upstream):
+            options = {"out_backprop": upstream, "strides": [1] * 4, "padding": "SAME"}
+            return (
+                tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=tf.shape(images), filter=kernel, **options
+                ),
+                tf.raw_ops.Conv2DBackpropFilter(
+                    input=images, filter_sizes=tf.shape(kernel), **options
+                ),
+            )
+
+        return _counted_conv2d(images, kernel, ternary), backward
+
+    return forward(images, kernel)
 
 
 # --- XNOR-popcount: pooling -------------------------------------------------------------------

@@ -266,6 +266,24 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert batches(seed=1, epochs=4) != batches(seed=2, epochs=4)
 
 
+def test_latent_adam_is_keras_adam_on_clipped_gradients():
+    rng = np.random.default_rng(0)
+    # From gradients that ε drowns to gradients that are clipped.
+    scales = 10.0 ** rng.integers(-9, 2, (50, 40))
+    gradients = [(rng.standard_normal((50, 40)) * scales).astype(np.float32) for _ in range(20)]
+    ends = []
+    for optimizer in (
+        keras.optimizers.Adam(0.01, clipvalue=1.0),
+        graph_ops.LatentAdam(0.01),
+    ):
+        variable = keras.Variable(np.zeros((50, 40), np.float32))
+        for value in gradients:
+            optimizer.apply([tf.constant(value)], [variable])
+        ends.append(variable.numpy())
+    assert np.abs(ends[0]).min() > 0
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-4, atol=1e-7)
+
+
 # --- Precision --------------------------------------------------------------------------------
 
 AMX = "amx_bf16 avx512_bf16 amx_tile"
@@ -573,6 +591,68 @@ def test_words_that_do_not_match_are_an_error():
         graph_ops.xnor_matmul(a, np.zeros((4, 1), np.uint64), 64)
     with pytest.raises(ValueError, match="129 bits do not fit into 2 words"):
         graph_ops.xnor_matmul(a, a, 129)
+
+
+# --- Training ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [signs, ternaries], ids=["binary", "ternary"])
+@pytest.mark.parametrize("channels, size", [(64, 3), (70, 2), (5, 1)])
+def test_counted_convolution_and_its_gradients_are_tensorflows(values, channels, size):
+    rng = np.random.default_rng(channels)
+    images = tf.constant(values(rng, 3, 5, 4, channels), tf.float32)
+    kernel = tf.constant(values(rng, size, size, channels, 33), tf.float32)
+    upstream = tf.constant(rng.standard_normal((3, 5, 4, 33)), tf.float32)
+    results = []
+    for convolve in (
+        lambda: graph_ops.counted_conv2d(images, kernel, values is ternaries),
+        lambda: tf.nn.conv2d(images, kernel, 1, "SAME"),
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch([images, kernel])
+            products = convolve()
+        results.append((products, *tape.gradient(products, [images, kernel], upstream)))
+    for counted, multiplied in zip(*results, strict=True):
+        np.testing.assert_array_equal(counted, multiplied)
+
+
+@pytest.mark.parametrize("quantizer", ["binary", "ternary"])
+def test_layers_count_in_training_what_they_would_multiply(quantizer, monkeypatch):
+    counted = []
+    count = graph_ops.counted_conv2d
+    monkeypatch.setattr(
+        graph_ops, "counted_conv2d", lambda *args: counted.append(args) or count(*args)
+    )
+    options = {"weight_quantizer": quantizer, "threshold": 0.02 * (quantizer == "ternary")}
+    layers = [
+        graph_ops.BinaryConv2D(8, kernel_initializer=keras.initializers.GlorotUniform(1), **more)
+        for more in (options, {**options, "input_quantizer": quantizer})
+    ]
+    values = signs if quantizer == "binary" else ternaries
+    x = tf.constant(values(np.random.default_rng(0), 2, 6, 6, 64), tf.float32)
+    for layer in layers:
+        layer.build(x.shape)
+    multiplied, in_bits = (layer.pre_activation(x, training=True) for layer in layers)
+    assert len(counted) == 1
+    np.testing.assert_array_equal(in_bits, multiplied)
+
+
+@pytest.mark.parametrize(
+    "options, channels",
+    [
+        ({"input_quantizer": None}, 64),  # Pixels.
+        ({"input_quantizer": "clip"}, 64),
+        ({"input_quantizer": "ternary"}, 64),
+        ({"input_quantizer": "binary"}, 63),
+        ({"input_quantizer": "binary", "basis": "rotation"}, 64),
+        ({"input_quantizer": "binary", "dtype": "mixed_bfloat16"}, 64),
+        ({"input_quantizer": "clip", "weight_quantizer": "clip"}, 64),
+    ],
+)
+def test_layers_count_nothing_but_bits(options, channels):
+    layer = graph_ops.BinaryConv2D(8, **options)
+    layer.build((None, 6, 6, channels))
+    assert not layer._counts()
 
 
 # --- Thresholds and pooling -------------------------------------------------------------------
