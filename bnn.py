@@ -370,6 +370,11 @@ class BinaryNeuralNetwork:
             loss stops being finite.
         """
         params = self.training_params
+        require(
+            params.augment != "crop-flip" or min(self.in_dim[:2]) > graph_ops.LARGEST_SHIFT,
+            f"images of {self.in_dim[0]} × {self.in_dim[1]} are too small to be shifted: "
+            "take augment flip or none",
+        )
         x_train, y_train = self._checked(x_train, y_train)
         self._choose_basis(x_train)
         valid = None if x_valid is None else self._checked(x_valid, y_valid)
@@ -385,7 +390,13 @@ class BinaryNeuralNetwork:
         schedule = keras.callbacks.LearningRateScheduler(params.learning_rate)
         history = self.model.fit(
             graph_ops.training_batches(
-                x_train, y_train, batch_size, params.seed, params.epochs, initial_epoch
+                x_train,
+                y_train,
+                batch_size,
+                params.seed,
+                params.epochs,
+                initial_epoch,
+                params.augment,
             ),
             initial_epoch=initial_epoch,
             epochs=params.epochs,

@@ -12,6 +12,7 @@ import pytest
 
 import graph_ops
 from bnn import BinaryNeuralNetwork, NetworkParams, PackedNetwork, TrainingParams
+from data.load_data import load_data
 from graph_ops_test import numpy_convolution, numpy_pool
 
 KINDS = {
@@ -129,6 +130,24 @@ def test_training_learns():
     params = NetworkParams(conv=[8], max_pool=[1], fc=[16])
     network = BinaryNeuralNetwork((9, 7, 2), 4, params, training).fit(x[:150], y[:150])
     assert network.score(x[150:], y[150:]) > 0.9
+
+
+@pytest.mark.slow
+def test_bfloat16_learns_as_much_as_float32(runs_bfloat16):
+    data = load_data("digits")
+    params = NetworkParams(conv=[64, 64], max_pool=[0, 1], fc=[64])
+    accuracies = {"float32": [], "mixed_bfloat16": []}
+    for seed, (precision, found) in itertools.product(range(3), accuracies.items()):
+        training = TrainingParams(
+            epochs=20, lr_start=5e-3, lr_end=1e-4, seed=seed, precision=precision
+        )
+        network = BinaryNeuralNetwork((8, 8, 1), 10, params, training)
+        network.fit(data.x_train, data.y_train).refit_batch_norm(data.x_train)
+        found.append(network.score(data.x_test, data.y_test))
+    print(accuracies)
+    means = [np.mean(found) for found in accuracies.values()]
+    assert min(means) > 0.9
+    assert abs(means[0] - means[1]) <= 0.02
 
 
 def test_a_threshold_that_leaves_nothing_is_refused():

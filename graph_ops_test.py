@@ -266,6 +266,41 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert batches(seed=1, epochs=4) != batches(seed=2, epochs=4)
 
 
+def shifted(image, down, right):
+    margin = graph_ops.LARGEST_SHIFT
+    padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "reflect")
+    return padded[down : down + image.shape[0], right : right + image.shape[1]]
+
+
+@pytest.mark.parametrize("kind, variants", [("flip", 2), ("crop-flip", 2 * 9 * 9)])
+def test_augmented_images_are_mirrored_or_shifted_and_every_way_occurs(kind, variants):
+    image = np.random.default_rng(0).integers(0, 256, (12, 11, 3)).astype(np.uint8)
+    expected = [image, image[:, ::-1]]
+    if kind == "crop-flip":
+        expected = [shifted(v, i, j) for v in expected for i in range(9) for j in range(9)]
+    place = {variant.tobytes(): index for index, variant in enumerate(expected)}
+    assert len(place) == variants
+    many = graph_ops.augmented(np.repeat(image[None], 3000, 0), kind, [1, 2]).numpy()
+    counts = np.bincount([place[one.tobytes()] for one in many], minlength=variants)
+    # Uniform: chi squared of `variants` cells, five standard deviations above its mean.
+    mean = len(many) / variants
+    degrees = variants - 1
+    assert np.sum((counts - mean) ** 2 / mean) < degrees + 5 * np.sqrt(2 * degrees)
+
+
+def test_augmentation_is_the_same_after_a_resume_and_another_in_every_epoch():
+    x = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 1)).astype(np.uint8)
+    options = {"batch_size": 5, "seed": 3, "epochs": 3, "augment": "crop-flip"}
+    labels = np.arange(20)
+    whole = [b for b, _ in graph_ops.training_batches(x, labels, **options).as_numpy_iterator()]
+    resumed = graph_ops.training_batches(x, labels, **options, initial_epoch=2)
+    for (batch, _), expected in zip(resumed.as_numpy_iterator(), whole[8:], strict=True):
+        np.testing.assert_array_equal(batch, expected)
+    epochs = [np.sort(np.concatenate(whole[i : i + 4]).sum((1, 2, 3))) for i in (0, 4, 8)]
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[1], epochs[2])
+
+
 def test_latent_adam_is_keras_adam_on_clipped_gradients():
     rng = np.random.default_rng(0)
     # From gradients that ε drowns to gradients that are clipped.
@@ -282,6 +317,23 @@ def test_latent_adam_is_keras_adam_on_clipped_gradients():
         ends.append(variable.numpy())
     assert np.abs(ends[0]).min() > 0
     np.testing.assert_allclose(ends[1], ends[0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_filters_see_the_same_images_side_by_side(size):
+    rng = np.random.default_rng(size)
+    # Small whole numbers: every sum is exact in bfloat16's float32 accumulators.
+    images = rng.integers(-1, 2, (13, 3, 6, 4)).astype(np.float32)
+    upstream = rng.integers(-1, 2, (13, 3, 6, 2)).astype(np.float32)
+    found = []
+    for dtype in (tf.float32, tf.bfloat16):
+        with tf.GradientTape() as tape:
+            kernel = tf.zeros((size, size, 4, 2), dtype)
+            tape.watch(kernel)
+            products = graph_ops.convolve(tf.constant(images, dtype), kernel)
+        found.append(tape.gradient(products, kernel, tf.constant(upstream, dtype)).numpy())
+    assert np.abs(found[0]).max() > 5
+    np.testing.assert_array_equal(*found)
 
 
 # --- Precision --------------------------------------------------------------------------------
@@ -348,12 +400,6 @@ def test_a_killed_trial_refuses_bfloat16(tmp_path, monkeypatch):
     assert graph_ops.choose_precision("auto", cpuinfo(tmp_path, AMX, 28))[0] == "float32"
 
 
-@pytest.fixture(scope="session")
-def runs_bfloat16():
-    if not graph_ops.bfloat16_speedup():
-        pytest.skip("bfloat16 kills TensorFlow on this machine")
-
-
 def cosine(a, b):
     a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
     return a @ b / np.sqrt((a @ a) * (b @ b))
@@ -364,9 +410,11 @@ def cosine(a, b):
     [
         (lambda dtype: graph_ops.BinaryConv2D(64, dtype=dtype), (4, 16, 16, 64)),
         (lambda dtype: graph_ops.BinaryConv2D(64, pool=True, dtype=dtype), (4, 8, 8, 64)),
+        # Side by side: more than a row of images, and a kernel that wants wider gaps.
+        (lambda dtype: graph_ops.BinaryConv2D(32, 5, dtype=dtype), (13, 7, 6, 16)),
         (lambda dtype: graph_ops.BinaryDense(128, dtype=dtype), (64, 512)),
     ],
-    ids=["conv", "conv and pool", "dense"],
+    ids=["conv", "conv and pool", "narrow conv", "dense"],
 )
 def test_one_layers_gradients_in_bfloat16_are_those_in_float32(layer, shape, runs_bfloat16):
     rng = np.random.default_rng(8)
@@ -559,6 +607,25 @@ def test_ternary_conv2d_is_the_integer_convolution(seed, images, size, channels,
     )
     assert result.dtype == tf.int32
     assert np.array_equal(result, numpy_conv2d(x, kernel))
+
+
+@pytest.mark.parametrize("vector_popcount", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 72])
+def testtotal_popcount_is_the_number_of_ones(count, vector_popcount, monkeypatch):
+    monkeypatch.setattr(graph_ops, "VECTOR_POPCOUNT", vector_popcount)
+    words = np.random.default_rng(count).integers(0, 2**64, (count, 5), np.uint64)
+    # All bits of one lane set: no carry may get lost.
+    words[:, 0] = np.iinfo(np.uint64).max
+    total = graph_ops.total_popcount(map(tf.constant, words))
+    np.testing.assert_array_equal(total, np.bitwise_count(words).sum(axis=0))
+
+
+def test_vector_popcount_is_read_from_the_feature_bits(tmp_path):
+    (tmp_path / "with").write_text("flags\t\t: fpu popcnt avx512f avx512_vpopcntdq\n")
+    (tmp_path / "without").write_text("flags\t\t: fpu popcnt avx2\n")
+    assert graph_ops.has_vector_popcount(tmp_path / "with")
+    assert not graph_ops.has_vector_popcount(tmp_path / "without")
+    assert not graph_ops.has_vector_popcount(tmp_path / "missing")
 
 
 def test_same_padding_is_tensorflows():

@@ -232,6 +232,7 @@ WRONG = {
     "pack rotated": (["--rotate_first", "random", "--pack"], "cannot pack: its first layer"),
     "pack untrained": (["--epochs", "0", "--pack"], "--pack needs a trained network"),
     "precision": (["--precision", "float16"], "invalid choice"),
+    "augment": (["--augment", "rotate"], "invalid choice"),
     "seed": (["--seed", "-1"], "seed must be"),
     "ckpt_n": (["--ckpt_n", "0"], "ckpt_n must be"),
     "valid_size": (["--valid_size", "5000"], "valid_size"),

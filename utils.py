@@ -287,6 +287,8 @@ class TrainingParams:
     precision : {'float32', 'mixed_bfloat16'}
         Keras' dtype policy for training. Latent weights, batch-norm statistics and the optimizer's
         state are float32 in both; so is all inference.
+    augment : {'flip', 'crop-flip'}, optional
+        Mirror training images left to right at random; 'crop-flip' shifts them, too.
 
     Raises
     ------
@@ -302,6 +304,7 @@ class TrainingParams:
     bn_momentum: float = 0.99
     seed: int = 0
     precision: str = "float32"
+    augment: str | None = None
 
     def __post_init__(self):
         for name, low in (("batch_size", 1), ("epochs", 0), ("seed", 0)):
@@ -320,6 +323,10 @@ class TrainingParams:
         require(
             self.precision in ("float32", "mixed_bfloat16"),
             f"precision must be float32 or mixed_bfloat16, not {self.precision!r}",
+        )
+        require(
+            self.augment in (None, "flip", "crop-flip"),
+            f"augment must be flip or crop-flip, not {self.augment!r}",
         )
 
     def learning_rate(self, epoch):

@@ -92,6 +92,7 @@ def test_network_parameters_are_checked(options, message):
         ({"loss_mode": "l2"}, "loss_mode must be"),
         ({"seed": -1}, "seed must be"),
         ({"precision": "float16"}, "precision must be"),
+        ({"augment": "rotate"}, "augment must be"),
     ],
 )
 def test_training_parameters_are_checked(options, message):
