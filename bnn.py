@@ -5,7 +5,9 @@ al. 2016): conv 3×3 128-128-P-256-256-P-512-512-P, fully connected 1024-1024-10
 weights.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import zipfile
@@ -31,6 +33,9 @@ import numpy as np
 
 # Images in one batch wherever nothing is learned from it.
 INFERENCE_BATCH = 100
+# Training images on which batch norm's statistics are taken at the end of a training, and before
+# each validation.
+REFIT_IMAGES, VALIDATION_REFIT_IMAGES = 10_000, 2000
 # Training images that show how the first layer's patches are correlated.
 PATCH_IMAGES = 2000
 # Whitening takes directions with less than this share of the mean variance for noise.
@@ -170,6 +175,21 @@ class _StopOnDivergence(keras.callbacks.Callback):
             f"the loss is not finite in epoch {self.epoch + 1}: try a smaller lr_start; "
             "what was saved after earlier epochs is intact",
         )
+
+
+class _RefitBeforeValidation(keras.callbacks.Callback):
+    """Validate with batch-norm statistics of the weights as they are; see `fit`."""
+
+    def __init__(self, network, x):
+        super().__init__()
+        self._network, self._x = network, x
+
+    def on_test_begin(self, logs=None):
+        self._network.refit_batch_norm(self._x)
+
+
+def _state_of(model):
+    return [*model.weights, *model.optimizer.variables]
 
 
 # --- Layer after layer, over many images ------------------------------------------------------
@@ -341,11 +361,24 @@ class BinaryNeuralNetwork:
 
     # Training
 
-    def fit(self, x_train, y_train, x_valid=None, y_valid=None, callbacks=(), state=None):
+    def fit(
+        self,
+        x_train,
+        y_train,
+        x_valid=None,
+        y_valid=None,
+        callbacks=(),
+        state=None,
+        strategy=None,
+    ):
         """Train for `training_params.epochs` epochs.
 
-        Adam on the latent weights, gradients clipped elementwise to [−1, 1], latent weights
-        clipped to [−1, 1] after each step, the training set shuffled anew in every epoch.
+        Adam on the latent weights, gradients of the loss summed over images and classes clipped
+        elementwise to [−1, 1], latent weights clipped to [−1, 1] after each step, the training
+        set shuffled anew in every epoch. (Gradients of the mean loss never come near ±1.) At the
+        end and, on one device, before each validation batch norm's statistics are re-estimated
+        (`refit_batch_norm`): latent weights that hover about zero flip to the last step, and
+        moving averages fit none of their signs.
 
         Parameters
         ----------
@@ -357,6 +390,10 @@ class BinaryNeuralNetwork:
             A `.keras` file that holds weights and optimizer after the last finished epoch. If it
             is there, training goes on from it and ends with the weights of a training that was
             never interrupted.
+        strategy : tf.distribute.Strategy, optional
+            Train on all its devices, as `graph_ops.training_strategy` chooses them. Each gets an
+            equal share of every batch, and the result is that of one device, but for rounding.
+            Callbacks and state are the first worker's alone, whose state all go on from.
 
         Returns
         -------
@@ -366,8 +403,10 @@ class BinaryNeuralNetwork:
         Raises
         ------
         ValueError
-            If images or labels do not fit the network, `state` is of another training, or the
-            loss stops being finite.
+            If images or labels do not fit the network, `state` is of another training, the
+            loss stops being finite, or the batch does not divide by the devices.
+        ConnectionError
+            If a worker stops answering.
         """
         params = self.training_params
         require(
@@ -378,18 +417,15 @@ class BinaryNeuralNetwork:
         x_train, y_train = self._checked(x_train, y_train)
         self._choose_basis(x_train)
         valid = None if x_valid is None else self._checked(x_valid, y_valid)
-        self.model.compile(
-            graph_ops.LatentAdam(params.lr_start),
-            graph_ops.loss_named(params.loss_mode),
-            metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
-            jit_compile=False,  # XLA's convolutions are slower on the CPU than the framework's.
-        )
         batch_size = min(params.batch_size, len(x_train))
         steps = len(x_train) // batch_size
-        initial_epoch = self._restore(state) // steps
-        schedule = keras.callbacks.LearningRateScheduler(params.learning_rate)
-        history = self.model.fit(
-            graph_ops.training_batches(
+        self._compile()
+        chief = graph_ops.is_chief(strategy)
+        graph_ops.on_chief(strategy, self._restore, state)
+        with graph_ops.lost_workers_named(strategy), self._on_devices_of(strategy, batch_size):
+            initial_epoch = int(self.model.optimizer.iterations.numpy()) // steps
+            batches = functools.partial(
+                graph_ops.training_batches,
                 x_train,
                 y_train,
                 batch_size,
@@ -397,17 +433,65 @@ class BinaryNeuralNetwork:
                 params.epochs,
                 initial_epoch,
                 params.augment,
-            ),
-            initial_epoch=initial_epoch,
-            epochs=params.epochs,
-            steps_per_epoch=steps,
-            shuffle=False,  # The pipeline does it.
-            validation_data=valid,
-            validation_batch_size=INFERENCE_BATCH,
-            callbacks=[_StopOnDivergence(), schedule, *callbacks, *self._state_callbacks(state)],
-        )
+            )
+            own_callbacks = [
+                _StopOnDivergence(),
+                keras.callbacks.LearningRateScheduler(params.learning_rate),
+            ]
+            if strategy is None:
+                own_callbacks.append(
+                    _RefitBeforeValidation(self, x_train[:VALIDATION_REFIT_IMAGES])
+                )
+            history = self.model.fit(
+                graph_ops.distributed(strategy, batches),
+                initial_epoch=initial_epoch,
+                epochs=params.epochs,
+                steps_per_epoch=steps,
+                shuffle=False,  # The pipeline does it.
+                validation_data=valid,
+                validation_batch_size=INFERENCE_BATCH,
+                verbose="auto" if chief else 0,
+                callbacks=[
+                    *own_callbacks,
+                    *((*callbacks, *self._state_callbacks(state)) if chief else ()),
+                ],
+            )
         self.history = history.history
-        return self
+        return self.refit_batch_norm(x_train[:REFIT_IMAGES])
+
+    def _compile(self):
+        params = self.training_params
+        # What the loss is a mean of.
+        terms = params.batch_size * (self.out_dim if params.loss_mode == "hinge-loss" else 1)
+        self.model.compile(
+            graph_ops.LatentAdam(params.lr_start, clip=1 / terms),
+            graph_ops.loss_named(params.loss_mode),
+            metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
+            jit_compile=False,  # XLA's convolutions are slower on the CPU than the framework's.
+        )
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    @contextlib.contextmanager
+    def _on_devices_of(self, strategy, batch_size):
+        """Let `model` be a copy on all devices, with the chief's weights and optimizer, meanwhile.
+
+        What a distributed model computes, all workers must ask for, so it stays in here.
+        """
+        if strategy is None:
+            yield
+            return
+        graph_ops.require_shares(batch_size, strategy.num_replicas_in_sync)
+        own = self.model
+        try:
+            with strategy.scope():
+                self.model = self._build_model()
+                self._compile()
+            for one, all_ in zip(_state_of(own), _state_of(self.model), strict=True):
+                all_.assign(graph_ops.from_chief(strategy, one.numpy()))
+            yield
+            own.set_weights(self.model.get_weights())
+        finally:
+            self.model = own
 
     def _choose_basis(self, x):
         """Give the first layer the basis that `rotate_first` asks for, unless it has one."""
@@ -445,9 +529,9 @@ class BinaryNeuralNetwork:
         return statistics
 
     def _restore(self, state):
-        """Continue from `state`, if it is there; returns the number of steps that it has done."""
+        """Continue from `state`, if it is there."""
         if state is None or not Path(state).exists():
-            return 0
+            return
         own = (self.in_dim, self.out_dim, self.network_params, self.training_params)
         in_dim, *others = saved_parameters(state)
         require(
@@ -455,9 +539,7 @@ class BinaryNeuralNetwork:
             f"{state} was left by a training with other parameters: repeat its command, "
             "or start afresh in another folder",
         )
-        self.model.optimizer.build(self.model.trainable_variables)
         self.load_weights(state)
-        return int(self.model.optimizer.iterations)
 
     def _state_callbacks(self, state):
         def save(epoch, logs):

@@ -12,7 +12,7 @@ import pytest
 
 import graph_ops
 from bnn import BinaryNeuralNetwork, NetworkParams, PackedNetwork, TrainingParams
-from data.load_data import load_data
+from data.load_data import load_data, missing_files
 from graph_ops_test import numpy_convolution, numpy_pool
 
 KINDS = {
@@ -132,17 +132,33 @@ def test_training_learns():
     assert network.score(x[150:], y[150:]) > 0.9
 
 
+def test_training_ends_with_statistics_of_the_final_weights():
+    network, x, _ = trained()
+    before = network.model.get_weights()
+    assert any(np.any(layer.batch_norm.moving_mean) for layer in network.model.quantized_layers)
+    after = network.refit_batch_norm(x).model.get_weights()
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_validation_sees_statistics_of_the_epochs_weights():
+    x, y = random_images()
+    network = small_network().fit(x, y, x, y)
+    # Nothing changes the weights between the last validation and the final statistics.
+    assert network.history["val_accuracy"][-1] == pytest.approx(network.score(x, y))
+
+
 @pytest.mark.slow
 def test_bfloat16_learns_as_much_as_float32(runs_bfloat16):
     data = load_data("digits")
-    params = NetworkParams(conv=[64, 64], max_pool=[0, 1], fc=[64])
+    params = NetworkParams(conv=[32, 32], max_pool=[0, 1], fc=[64])
     accuracies = {"float32": [], "mixed_bfloat16": []}
     for seed, (precision, found) in itertools.product(range(3), accuracies.items()):
         training = TrainingParams(
-            epochs=20, lr_start=5e-3, lr_end=1e-4, seed=seed, precision=precision
+            epochs=10, lr_start=5e-3, lr_end=1e-4, seed=seed, precision=precision
         )
         network = BinaryNeuralNetwork((8, 8, 1), 10, params, training)
-        network.fit(data.x_train, data.y_train).refit_batch_norm(data.x_train)
+        network.fit(data.x_train, data.y_train)
         found.append(network.score(data.x_test, data.y_test))
     print(accuracies)
     means = [np.mean(found) for found in accuracies.values()]
@@ -340,6 +356,30 @@ def test_packed_network_is_the_same_network(shape, level, tmp_path):
     packed.save(tmp_path / "network.packed")
     opened = PackedNetwork.load(tmp_path / "network.packed")
     np.testing.assert_array_equal(opened.predict(x), expected)
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize(
+    "data_set",
+    ["digits", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cifar-10", "MNIST"))],
+)
+def test_scores_are_equal_on_whole_test_sets(data_set, levels):
+    if missing_files(data_set):
+        pytest.skip(f"{data_set} is not here")
+    data = load_data(data_set)
+    params = NetworkParams(conv=[24, 70], max_pool=[1, 1], fc=[65], levels=levels)
+    training = TrainingParams(epochs=3, lr_start=1e-2, lr_end=1e-3, bn_momentum=0.9)
+    network = BinaryNeuralNetwork(data.x_test.shape[1:], 10, params, training)
+    network.fit(data.x_train[:1000], data.y_train[:1000])
+    packed = PackedNetwork.from_network(network)
+    np.testing.assert_array_equal(packed.predict(data.x_test), network.predict(data.x_test))
+
+
+@pytest.mark.parametrize(("levels", "megabytes"), [(2, 1.9), (3, 3.7)])
+def test_size_of_the_papers_network_on_disk(levels, megabytes, tmp_path):
+    network = BinaryNeuralNetwork((32, 32, 3), 10, NetworkParams(levels=levels))
+    PackedNetwork.from_network(network).save(tmp_path / "network.packed")
+    assert (tmp_path / "network.packed").stat().st_size <= megabytes * 1e6
 
 
 @pytest.mark.parametrize("level", ["binary", "ternary"])

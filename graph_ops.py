@@ -7,10 +7,14 @@ arXiv 1602.02830).
 """
 
 import collections
+import contextlib
+import json
 import math
 import pathlib
+import statistics
 import subprocess
 import sys
+import time
 
 import utils  # First: its settings are read when TensorFlow is imported.
 
@@ -274,12 +278,57 @@ def shift_batch_norm(x, mean, variance, beta):
     return (x - mean) * tf.math.rsqrt(variance + BN_EPSILON) + beta
 
 
+def synchronized_batch_norm(x, beta):
+    """`shift_batch_norm` with mean and (biased) variance of the whole batch, in a replica's step.
+
+    Parameters
+    ----------
+    x : tensor, shape (..., channels)
+        This replica's share; all replicas have equally many.
+    beta : tensor, shape (channels,)
+
+    Returns
+    -------
+    tensor
+        Like `x`. The gradient sums over all replicas, too, but for that of β, which the optimizer
+        sums like any other.
+    mean, variance : tensor of float32, shape (channels,)
+    """
+    replica = tf.distribute.get_replica_context()
+    axes = list(range(x.shape.rank - 1))
+
+    def mean_over_replicas(*values):
+        return tf.unstack(replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.stack(values)))
+
+    @tf.custom_gradient
+    def forward(x, beta):
+        full = tf.cast(x, tf.float32)
+        own_mean, own_variance = tf.nn.moments(full, axes)
+        mean, square = mean_over_replicas(own_mean, own_variance + own_mean**2)
+        variance = tf.maximum(square - mean**2, 0)
+
+        def backward(upstream, *_):
+            upstream = tf.cast(upstream, tf.float32)
+            normal = shift_batch_norm(full, mean, variance, 0.0)
+            own_shift = tf.reduce_mean(upstream, axes)
+            shift, slope = mean_over_replicas(own_shift, tf.reduce_mean(upstream * normal, axes))
+            of_x = (upstream - shift - normal * slope) * tf.math.rsqrt(variance + BN_EPSILON)
+            count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+            return tf.cast(of_x, x.dtype), own_shift * count
+
+        out = tf.cast(shift_batch_norm(full, mean, variance, beta), x.dtype)
+        return (out, mean, variance), backward
+
+    return forward(x, beta)
+
+
 @register
 class ShiftBatchNormalization(keras.layers.BatchNormalization):
     """Batch norm over all axes but the last, with a shift β and no scale.
 
     Training normalizes with the batch's own mean and (biased) variance, through the framework's
-    fused kernel. Inference is `shift_batch_norm`.
+    fused kernel or, with several replicas, over the batches of all of them. Inference is
+    `shift_batch_norm`.
 
     Parameters
     ----------
@@ -298,6 +347,12 @@ class ShiftBatchNormalization(keras.layers.BatchNormalization):
         return shift_batch_norm(inputs, *map(tf.convert_to_tensor, statistics))
 
     def _normalize_by_batch(self, inputs):
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            beta = tf.convert_to_tensor(self.beta)
+            out, mean, variance = synchronized_batch_norm(inputs, beta)
+            self._follow(self.moving_mean, mean)
+            self._follow(self.moving_variance, variance)
+            return out
         shape = tf.shape(inputs)
         channels = inputs.shape[-1]
         # The fused kernel wants four axes, and keeps its statistics in float32 for any input.
@@ -775,7 +830,7 @@ def loss_named(loss_mode):
 
 @register
 class LatentAdam(keras.optimizers.Adam):
-    """Adam on gradients clipped elementwise to [−1, 1], in two passes over memory.
+    """Adam on gradients clipped elementwise, in two passes over memory.
 
     The framework's own kernel updates moments and weights in place and in parallel; Keras'
     formula, the same one, makes a pass for every operation in it. Gradients are clipped here and
@@ -785,7 +840,20 @@ class LatentAdam(keras.optimizers.Adam):
     Parameters
     ----------
     learning_rate : float
+    clip : float
+        Largest gradient. To clip to [−1, 1] the gradient of a loss summed over n terms, of which
+        the loss is the mean, it is 1/n: Adam does not care for the factor that is left.
+    beta_2 : float
+        The usual 0.999 remembers the large gradients of the first steps for thousands of others,
+        which then are too small: most of a run of a few epochs.
     """
+
+    def __init__(self, learning_rate=0.001, clip=1.0, beta_2=0.99, **kwargs):
+        super().__init__(learning_rate, beta_2=beta_2, **kwargs)
+        self.clip = clip
+
+    def get_config(self):
+        return {**super().get_config(), "clip": self.clip}
 
     def update_step(self, gradient, variable, learning_rate):
         step = tf.cast(self.iterations + 1, variable.dtype)
@@ -801,7 +869,7 @@ class LatentAdam(keras.optimizers.Adam):
             beta1=self.beta_1,
             beta2=self.beta_2,
             epsilon=self.epsilon,
-            grad=tf.clip_by_value(gradient, -1, 1),
+            grad=tf.clip_by_value(gradient, -self.clip, self.clip),
         )
 
 
@@ -812,7 +880,7 @@ class LatentAdam(keras.optimizers.Adam):
 LARGEST_SHIFT = 4
 
 
-def augmented(images, kind, seed):
+def augmented(images, kind, seed, batch_size=None, first=0):
     """Images as they might as well have been taken.
 
     Parameters
@@ -824,28 +892,33 @@ def augmented(images, kind, seed):
         `LARGEST_SHIFT` pixels each way, reflecting what it uncovers.
     seed : tensor of integers, shape (2,)
         Decides it all.
+    batch_size, first : int, optional
+        Of a larger batch, whose images number `first` and following these are.
 
     Returns
     -------
     tensor
         Like `images`.
     """
-    count, (rows, columns) = tf.shape(images)[0], images.shape[1:3]
+    (rows, columns), count = images.shape[1:3], tf.shape(images)[0]
+    drawn, own = batch_size or count, slice(first, first + count)
     mirror_seed, shift_seed = tf.unstack(tf.random.split(seed, 2))
-    mirrored = tf.random.stateless_uniform([count, 1, 1, 1], mirror_seed) < 0.5
+    mirrored = tf.random.stateless_uniform([drawn, 1, 1, 1], mirror_seed)[own] < 0.5
     images = tf.where(mirrored, images[:, :, ::-1], images)
     if kind == "flip":
         return images
     margin = [LARGEST_SHIFT, LARGEST_SHIFT]
     images = tf.pad(images, [[0, 0], margin, margin, [0, 0]], "REFLECT")
     shifts = tf.random.stateless_uniform(
-        [2, count, 1], shift_seed, 0, 2 * LARGEST_SHIFT + 1, tf.int32
-    )
+        [2, drawn, 1], shift_seed, 0, 2 * LARGEST_SHIFT + 1, tf.int32
+    )[:, own]
     images = tf.gather(images, shifts[0] + tf.range(rows), axis=1, batch_dims=1)
     return tf.gather(images, shifts[1] + tf.range(columns), axis=2, batch_dims=1)
 
 
-def training_batches(x, y, batch_size, seed, epochs, initial_epoch=0, augment=None):
+def training_batches(
+    x, y, batch_size, seed, epochs, initial_epoch=0, augment=None, replicas=1, own=None
+):
     """All batches of a training, epoch after epoch, each epoch in a shuffled order of its own.
 
     Order and augmentation depend on (seed, epoch) alone, so a training that resumes at
@@ -862,29 +935,214 @@ def training_batches(x, y, batch_size, seed, epochs, initial_epoch=0, augment=No
     epochs, initial_epoch : int
     augment : str, optional
         As `augmented` takes it.
+    replicas : int
+        Devices that share each batch equally.
+    own : range, optional
+        Those that this data set is for, by default all. Of each batch it yields their shares one
+        after another.
 
     Returns
     -------
     tf.data.Dataset
-        Of (epochs − initial_epoch)·(n // batch_size) pairs.
+        Of (epochs − initial_epoch)·(n // batch_size)·len(own) pairs.
     """
+    share, own = batch_size // replicas, own or range(replicas)
     images, labels = tf.constant(x), tf.constant(y)
 
     def batches_of(epoch):
         epoch_seed = tf.stack([tf.cast(seed, tf.int64), epoch])
 
-        def batch_of(step, chosen):
-            batch = tf.gather(images, chosen)
+        def share_of(index, chosen):
+            part = tf.gather(images, chosen)
             if augment:
-                batch = augmented(batch, augment, tf.random.fold_in(epoch_seed, step))
-            return batch, tf.gather(labels, chosen)
+                step_seed = tf.random.fold_in(epoch_seed, index // len(own))
+                first = share * (own.start + tf.cast(index % len(own), tf.int32))
+                part = augmented(part, augment, step_seed, batch_size, first)
+            return part, tf.gather(labels, chosen)
 
         order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=epoch_seed)
-        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
-        return batches.enumerate().map(batch_of, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = tf.reshape(order[: len(x) // batch_size * batch_size], [-1, replicas, share])
+        shares = tf.reshape(batches[:, own.start : own.stop], [-1, share])
+        shares = tf.data.Dataset.from_tensor_slices(shares)
+        return shares.enumerate().map(share_of, num_parallel_calls=tf.data.AUTOTUNE)
 
     epochs_left = tf.data.Dataset.range(initial_epoch, epochs)
     return epochs_left.flat_map(batches_of).prefetch(tf.data.AUTOTUNE)
+
+
+# --- Several devices --------------------------------------------------------------------------
+
+
+class _Workers(tf.distribute.MultiWorkerMirroredStrategy):
+    """The framework's strategy for several machines, as `fit` of Keras 3.15.1 needs it."""
+
+    def __init__(self, cluster, gpus):
+        self.cluster = cluster
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": cluster.addresses}),
+            task_type="worker",
+            task_id=cluster.index,
+            num_accelerators={"GPU": gpus},
+            rpc_layer="grpc",
+        )
+        super().__init__(resolver)
+
+    def reduce(self, reduce_op, value, axis=None):
+        if isinstance(value, tuple):
+            # The first batch, of which Keras wants the shapes.
+            return tuple(self.experimental_local_results(part)[0] for part in value)
+        if axis == 0 and self.experimental_local_results(value)[0].shape.rank == 0:
+            axis = None  # A metric, which has no axis.
+        return super().reduce(reduce_op, value, axis)
+
+
+def training_strategy(cluster=None, batch_size=0):
+    """What to train on: all workers of a cluster, else all GPUs of this machine, else one device.
+
+    Must come before anything is computed.
+
+    Parameters
+    ----------
+    cluster : cluster.Cluster, optional
+    batch_size : int
+        Of all devices together.
+
+    Returns
+    -------
+    strategy : tf.distribute.Strategy or None
+        None for one device.
+    what : str
+
+    Raises
+    ------
+    ValueError
+        If the batch does not divide by the devices, or a worker does not come.
+    """
+    workers = len(cluster.addresses) if cluster else 1
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    require_shares(batch_size, workers * max(gpus, 1))
+    if cluster:
+        cluster.meet()
+        each = f", {gpus} GPUs each" if gpus else ""
+        what = f"{workers} workers{each}; this is {cluster.name(cluster.index)}"
+        return _Workers(cluster, gpus), what
+    if gpus > 1:
+        return tf.distribute.MirroredStrategy(), f"{gpus} GPUs of this machine, mirrored"
+    return None, "one GPU" if gpus else "one device, the processor"
+
+
+def require_shares(batch_size, replicas):
+    """Raise ValueError unless all replicas get equal shares of a batch."""
+    utils.require(
+        batch_size % replicas == 0,
+        f"batch_size {batch_size} does not divide by {replicas} devices, which would share it",
+    )
+
+
+def is_chief(strategy):
+    """Is this the process that reads and writes files and talks?"""
+    return not isinstance(strategy, _Workers) or strategy.cluster.is_chief
+
+
+def from_chief(strategy, value):
+    """The chief's `value`, an array, on every worker; elsewhere only its shape and type count."""
+    if not isinstance(strategy, _Workers):
+        return value
+    value = np.asarray(value)
+    own = tf.identity(value if is_chief(strategy) else np.zeros_like(value))
+    return strategy.reduce(tf.distribute.ReduceOp.SUM, own).numpy()
+
+
+def on_chief(strategy, function, *arguments):
+    """Call the function on the chief alone, and return its result, or raise its error, on all.
+
+    Parameters
+    ----------
+    strategy : tf.distribute.Strategy or None
+    function : callable
+        Returns what JSON can hold.
+
+    Raises
+    ------
+    ValueError
+        On all workers where the function raised ValueError or OSError.
+    """
+    if not isinstance(strategy, _Workers):
+        return function(*arguments)
+    answer = b""
+    if is_chief(strategy):
+        try:
+            answer = json.dumps([function(*arguments), None]).encode()
+        except (ValueError, OSError) as error:
+            answer = json.dumps([None, str(error)]).encode()
+    with lost_workers_named(strategy):
+        length = int(from_chief(strategy, len(answer)))
+        answer = np.frombuffer(answer.ljust(length), np.uint8).astype(np.int32)
+        answer = from_chief(strategy, answer).astype(np.uint8).tobytes()
+    value, error = json.loads(answer)
+    utils.require(error is None, error)
+    return value
+
+
+@contextlib.contextmanager
+def lost_workers_named(strategy):
+    """Turn the framework's errors after the loss of a worker into a ConnectionError of one line."""
+    cluster = getattr(strategy, "cluster", None)
+    try:
+        yield
+    except tf.errors.OpError as error:
+        lost = cluster.lost(str(error)) if cluster else []
+        gone = isinstance(error, tf.errors.UnavailableError | tf.errors.DeadlineExceededError)
+        if not cluster or not (lost or gone):
+            raise
+        who = ", ".join(map(cluster.name, lost)) or "a worker"
+        raise ConnectionError(
+            f"{who} stopped answering: the same command with --resume, on every machine, goes on "
+            "from the last finished epoch"
+        ) from None
+
+
+def distributed(strategy, batches):
+    """A data set as `fit` takes it on `strategy`.
+
+    Parameters
+    ----------
+    strategy : tf.distribute.Strategy or None
+    batches : callable
+        `training_batches` but for its arguments `replicas` and `own`.
+    """
+    if strategy is None:
+        return batches()
+
+    def of_worker(context):
+        replicas = context.num_replicas_in_sync
+        local = replicas // context.num_input_pipelines
+        first = context.input_pipeline_id * local
+        return batches(replicas=replicas, own=range(first, first + local))
+
+    return strategy.distribute_datasets_from_function(of_worker)
+
+
+def seconds_to_sum(strategy, shapes, repeats=5):
+    """Median time in which the workers sum float32 tensors of these shapes."""
+    tensors = [tf.zeros(shape) for shape in shapes]
+
+    @tf.function
+    def step():
+        def of_replica():
+            replica = tf.distribute.get_replica_context()
+            sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+            return tf.add_n([tf.reduce_sum(total) for total in sums])
+
+        return strategy.run(of_replica)
+
+    def once():
+        start = time.perf_counter()
+        strategy.experimental_local_results(step())[0].numpy()
+        return time.perf_counter() - start
+
+    once()  # Traces.
+    return statistics.median(once() for _ in range(repeats))
 
 
 # --- XNOR-popcount ----------------------------------------------------------------------------

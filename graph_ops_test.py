@@ -308,8 +308,8 @@ def test_latent_adam_is_keras_adam_on_clipped_gradients():
     gradients = [(rng.standard_normal((50, 40)) * scales).astype(np.float32) for _ in range(20)]
     ends = []
     for optimizer in (
-        keras.optimizers.Adam(0.01, clipvalue=1.0),
-        graph_ops.LatentAdam(0.01),
+        keras.optimizers.Adam(0.01, beta_2=0.99, clipvalue=0.5),
+        graph_ops.LatentAdam(0.01, 0.5),
     ):
         variable = keras.Variable(np.zeros((50, 40), np.float32))
         for value in gradients:

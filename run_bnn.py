@@ -6,6 +6,7 @@ python run_bnn.py --data_set digits     # data that scikit-learn carries
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from cluster import WEIGHTS, cluster_from_environment
 from data.download_data import download
 from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_data, missing_files
 from utils import (
@@ -112,6 +114,8 @@ def parser():
         "of the training: bfloat16 where it is faster",
         choices=("auto", "float32", "mixed_bfloat16"),
     )
+    mirrored = "mirror training images at random, or shift them too"
+    add(train, "--augment", "none", mirrored, choices=("flip", "crop-flip"))
     add(train, "--seed", training.seed, "of initialization and shuffling", **whole)
     add(
         train,
@@ -256,6 +260,14 @@ def read_record(path):
     return record
 
 
+def difference(record, other):
+    """Name of something that tells one run's record from another's, or None."""
+    # As JSON gives them back: tuples have become lists.
+    record, other = (json.loads(json.dumps(one)) for one in (record, other))
+    differing = (name for name in record if record[name] != other.get(name))
+    return next((name for name in differing if name != "sittings"), None)
+
+
 def start_record(folder, record, resume):
     """The record of the run in `folder` to go on with, or `record` after clearing the folder.
 
@@ -266,13 +278,12 @@ def start_record(folder, record, resume):
     """
     if resume and (folder / RECORD).exists():
         earlier = read_record(folder / RECORD)
-        # As JSON gives it back: tuples have become lists.
-        for name, value in json.loads(json.dumps(record)).items():
-            require(
-                name == "sittings" or earlier.get(name) == value,
-                f"the run in {folder} has another {name}: repeat its command with --resume, "
-                "or take another --out_dir",
-            )
+        other = difference(record, earlier)
+        require(
+            not other,
+            f"the run in {folder} has another {other}: repeat its command with --resume, "
+            "or take another --out_dir",
+        )
         return earlier
     (folder / STATE).unlink(missing_ok=True)
     (folder / HISTORY).unlink(missing_ok=True)
@@ -298,11 +309,11 @@ def callbacks(network, out_dir, every, tracked=None):
     """
     import keras
 
-    from report import GeometryLog
+    from measure import GeometryLog
 
     class Run(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            done = int(self.model.optimizer.iterations) // self.params["steps"]
+            done = int(self.model.optimizer.iterations.numpy()) // self.params["steps"]
             cut_history(out_dir / HISTORY, done)
 
         def on_epoch_begin(self, epoch, logs=None):
@@ -322,13 +333,16 @@ def callbacks(network, out_dir, every, tracked=None):
     ]
 
 
-def train(bnn, data, out_dir, record, every, track):
+def train(bnn, data, out_dir, every, track, strategy):
     """Train `bnn`, in `out_dir`, from the state that an interrupted run left there."""
-    write_json(out_dir / RECORD, record)
     splits = (data.x_train, data.y_train, data.x_valid, data.y_valid)
     tracked = data.x_test[:TRACKED_IMAGES] if track else None
-    bnn.fit(*splits, callbacks(bnn, out_dir, every, tracked), out_dir / STATE)
-    bnn.save(out_dir / CHECKPOINT)
+    bnn.fit(*splits, callbacks(bnn, out_dir, every, tracked), out_dir / STATE, strategy)
+
+
+def weights_digest(bnn):
+    """What tells whether two workers ended with the same weights."""
+    return hashlib.sha256(b"".join(w.tobytes() for w in bnn.model.get_weights())).hexdigest()
 
 
 def run(argv):
@@ -344,15 +358,17 @@ def run(argv):
         require_packable(network)
         require(training.epochs or "param_file" in args, "--pack needs a trained network")
     out_dir = Path(getattr(args, "out_dir", f"output/{data_set}_{default_name(network)}"))
-    if training.epochs:
+    cluster = cluster_from_environment() if training.epochs else None
+    chief = cluster is None or cluster.is_chief
+    if training.epochs and chief:
         prepared_folder(out_dir)
     data = load_images(args, data_set)
 
     # Only now, as it takes seconds: a wrong flag should be answered at once.
     from bnn import BinaryNeuralNetwork
-    from graph_ops import choose_precision, quantizer_named
+    from graph_ops import choose_precision, on_chief, quantizer_named, training_strategy
+    from measure import format_table, measure_layers
     from plotting import run_figures
-    from report import format_table, measure_layers
 
     if network.quantizer:
         quantizer_named(network.quantizer)
@@ -360,6 +376,8 @@ def run(argv):
         precision, why = choose_precision(getattr(args, "precision", "auto"))
         print(f"training in {precision}: {why}")
         training = dataclasses.replace(training, precision=precision)
+        strategy, devices = training_strategy(cluster, training.batch_size)
+        print(f"training on {devices}")
     bnn = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], NUM_CLASSES, network, training)
     checkpoint = getattr(args, "param_file", None)
     if checkpoint:
@@ -367,18 +385,29 @@ def run(argv):
     # From here on nothing in the command can be wrong any more, and the folder may be changed.
     record = run_record(args, data_set, network, training)
     if training.epochs:
-        record = start_record(out_dir, record, "resume" in args)
+        own, record = record, on_chief(strategy, start_record, out_dir, record, "resume" in args)
+        other = difference(own, record)
+        require(
+            not other, f"this worker has another {other} than the first: give all the same command"
+        )
         if "test_accuracy" in record:
             print(f"the run in {out_dir} is finished: nothing to resume")
             print(f"test accuracy {record['test_accuracy']:.4f}")
             print(out_dir / CHECKPOINT)
             return
-        record["sittings"].append(sitting(argv))
+        record["sittings"].append({**sitting(argv), "devices": devices})
 
     print(f"{network.kind} network with {bnn.weight_count / 1e6:.2f} million weights on {data_set}")
     if training.epochs:
         checkpoint = out_dir / CHECKPOINT
-        train(bnn, data, out_dir, record, every, "track_geometry" in args)
+        if chief:
+            write_json(out_dir / RECORD, record)
+        train(bnn, data, out_dir, every, "track_geometry" in args, strategy)
+        if cluster:
+            print(f"{WEIGHTS}{weights_digest(bnn)}")
+        if not chief:
+            return
+        bnn.save(checkpoint)
     layers = measure_layers(bnn, data.x_test[:TABLE_IMAGES])
     print(format_table(layers))
     accuracy = bnn.score(data.x_test, data.y_test)

@@ -56,7 +56,8 @@ def test_evaluating_a_checkpoint_prints_table_accuracy_and_path(finished, capsys
     lines = capsys.readouterr().out.splitlines()
     accuracy = json.loads((finished / "run.json").read_text())["test_accuracy"]
     assert lines[-2:] == [f"test accuracy {accuracy:.4f}", str(path)]
-    assert sum(line.startswith(("conv_", "fc_")) for line in lines) == 4
+    # In the table of the geometry and in that of the cost.
+    assert sum(line.startswith(("conv_", "fc_")) for line in lines) == 2 * 4
 
 
 def test_packing_a_checkpoint_says_what_it_gave(finished, tmp_path, capsys):
