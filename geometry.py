@@ -315,11 +315,12 @@ def _thresholded(first, square, share):
     return np.divide(first, norms, out=np.zeros_like(norms), where=norms != 0)
 
 
-def _generalized_gaussian_cosine(kurtosis, tau):
-    """cos(w, θ(w)) for the density ∝ exp(−|w/α|^β), kurtosis from 1.8 (β = ∞) up.
+def _generalized_gaussian_moments(kurtosis, tau):
+    """E[|w|; |w| > t], E[w²] and P(|w| > t), the first two in units of α and α².
 
-    In ε = 1/β nothing is singular at the uniform distribution, ε = 0:
-    κ = 9/5·Γ(1+5ε)Γ(1+ε)/Γ(1+3ε)² and cos = √3/2·Γ(1+2ε)/√(Γ(1+ε)Γ(1+3ε)).
+    For the density ∝ exp(−|w/α|^β), kurtosis from 1.8 (β = ∞) up. In ε = 1/β nothing is singular
+    at the uniform distribution, ε = 0: κ = 9/5·Γ(1+5ε)Γ(1+ε)/Γ(1+3ε)² and, without a threshold,
+    cos = √3/2·Γ(1+2ε)/√(Γ(1+ε)Γ(1+3ε)).
     A threshold t leaves the share Q(kε, s) of a moment, Q the regularized upper incomplete gamma
     function and s = (t/α)^β: k = 2 for E|w|, k = 1 for the number of weights.
     """
@@ -343,7 +344,7 @@ def _generalized_gaussian_cosine(kurtosis, tau):
         near = 1 - edge**k / np.exp(gammaln(1 + k * shape))
         return np.where(s < 1e-9, near, gammaincc(k * shape, s))
 
-    return _thresholded(g2 / 2 * kept(2), g1 * g3 / 3, kept(1))
+    return g2 / 2 * kept(2), g1 * g3 / 3, kept(1)
 
 
 def _symmetric_beta_cosine(kurtosis, tau):
@@ -394,9 +395,59 @@ def shape_angle(kurtosis, tau=0):
     cosine = np.where(
         kurtosis <= 1.8,
         _symmetric_beta_cosine(np.minimum(kurtosis, 1.8), tau),
-        _generalized_gaussian_cosine(np.maximum(kurtosis, 1.8), tau),
+        _thresholded(*_generalized_gaussian_moments(np.maximum(kurtosis, 1.8), tau)),
     )
     return np.arccos(np.minimum(cosine, 1))[()]
+
+
+# What `near_zero_share` and `peaked_shape_angle` call near zero, in root mean squares.
+NEAR_ZERO = 0.1
+
+
+def peaked_shape_angle(kurtosis, near_zero, tau=0):
+    """Angle between weights with a peak at zero and their quantized version.
+
+    Trained layers have more weights next to zero than the generalized Gaussian of their kurtosis,
+    and `shape_angle` misses what these do. Here the share p of the weights sits at zero and the
+    others follow a generalized Gaussian, with p such that the share near zero is the given one.
+    The others' kurtosis is then κ(1 − p) and their threshold τ√(1 − p); signs of weights that are
+    zero cost the cosine a factor √(1 − p), which a ternary quantizer, as it leaves them out, does
+    not pay.
+
+    Parameters
+    ----------
+    kurtosis, near_zero : float
+        Of all the weights: E[w⁴]/E[w²]², and the share within `NEAR_ZERO` root mean squares of
+        zero.
+    tau : float
+        Threshold over the weights' standard deviation, t/σ; 0 is the binary quantizer.
+
+    Returns
+    -------
+    angle : float
+        Radians.
+    peak : float
+        p: 0 where no more weights are near zero than the kurtosis alone has there, and at most
+        1 − 1.8/κ, where the others are uniform.
+
+    Raises
+    ------
+    ValueError
+        As `shape_angle`, or if near_zero is not between 0 and 1.
+    """
+    near_zero = _real(near_zero, 0, "the share near zero")
+    _require(near_zero <= 1, "the share near zero must be at most 1")
+
+    def surplus(peak):
+        edge = NEAR_ZERO * np.sqrt(1 - peak)
+        further = _generalized_gaussian_moments(np.maximum(kurtosis * (1 - peak), 1.8), edge)[2]
+        return near_zero - peak - (1 - peak) * (1 - further)
+
+    none, most = 0.0, max(0.0, 1 - 1.8 / kurtosis)
+    ends = surplus(none), surplus(most)
+    peak = brentq(surplus, none, most) if ends[0] > 0 > ends[1] else most if ends[0] > 0 else none
+    angle = shape_angle(kurtosis * (1 - peak), tau * np.sqrt(1 - peak))
+    return angle if tau else np.arccos(np.cos(angle) * np.sqrt(1 - peak)), peak
 
 
 def iid_cosine_sd(w, d):
@@ -538,10 +589,13 @@ def _symmetric(covariance):
     covariance = np.asarray(covariance, dtype=np.float64)
     square = covariance.ndim == 2 and covariance.shape[0] == covariance.shape[1]
     _require(square, f"a covariance must be a square matrix, not of shape {covariance.shape}")
-    _require(np.isfinite(covariance), "the covariance holds NaN or infinity")
-    scale = np.abs(covariance).max(initial=0)
-    alike = np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale)
-    _require(alike, "a covariance must be symmetric")
+    scale = np.max(np.abs([covariance.max(initial=0), covariance.min(initial=0)]))
+    _require(np.isfinite(scale), "the covariance holds NaN or infinity")
+    # Some rows at a time: a wide layer's covariance takes 170 MB, and each temporary as much.
+    for start in range(0, len(covariance), 256):
+        block = slice(start, start + 256)
+        difference = np.abs(covariance[block] - covariance[:, block].T)
+        _require(difference.max() <= 1e-6 * scale, "a covariance must be symmetric")
     return covariance
 
 
@@ -799,6 +853,28 @@ def unit_kurtosis(w):
     """
     square = np.square(_columns(w))
     return _ratio(np.mean(square**2, axis=0), np.mean(square, axis=0) ** 2)
+
+
+def near_zero_share(w):
+    """Share of the weights within `NEAR_ZERO` of their unit's root mean square of zero.
+
+    Parameters
+    ----------
+    w : array_like, shape (…, units)
+        Kernel, HWIO or (inputs, units).
+
+    Returns
+    -------
+    float
+        7.97 % for a Gaussian, 5.77 % for a uniform distribution.
+
+    Raises
+    ------
+    ValueError
+        If w has no units axis.
+    """
+    w = _columns(w)
+    return np.mean(np.abs(w) < NEAR_ZERO * np.sqrt(np.mean(np.square(w), axis=0)))
 
 
 def saturated_share(w):
@@ -1198,4 +1274,8 @@ class PatchCovariance:
             If there are no vectors yet.
         """
         mean = self.mean
-        return self._products / self.count - np.outer(mean, mean)
+        covariance = self._products / self.count
+        # Row by row, as the outer product would be a third matrix of that size.
+        for row, entry in zip(covariance, mean, strict=True):
+            row -= entry * mean
+        return covariance

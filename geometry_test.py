@@ -297,6 +297,34 @@ def test_shape_angle_against_sampling_of_the_beta_distribution(b, tau):
     assert np.cos(predicted) == pytest.approx(cosine, abs=2e-4)
 
 
+@pytest.mark.parametrize("tau", [0.0, 0.3])
+@pytest.mark.parametrize("beta", [1.2, 2.0, 8.0])
+@pytest.mark.parametrize("peak", [0.0, 0.02, 0.12])
+def test_peaked_shape_angle_finds_the_weights_at_zero(peak, beta, tau):
+    w = stats.gennorm.ppf((np.arange(10**5) + 0.5) / 10**5, beta)
+    w = np.r_[w, np.zeros(round(len(w) * peak / (1 - peak)))][:, None]
+    signs = np.where(w >= 0, 1, -1) * (np.abs(w) > tau * w.std() if tau else 1)
+    kurtosis = geometry.unit_kurtosis(w)[0]
+    angle, found = geometry.peaked_shape_angle(kurtosis, geometry.near_zero_share(w), tau)
+    assert found == pytest.approx(peak, abs=3e-4)
+    assert angle == pytest.approx(geometry.angle(w, signs, axis=0)[0], abs=3e-4)
+    if peak == 0.12 and not tau:
+        assert np.degrees(angle - geometry.shape_angle(kurtosis)) > 1
+
+
+def test_peaked_shape_angle_without_weights_near_zero_and_with_too_many():
+    assert geometry.peaked_shape_angle(3, 0) == (geometry.shape_angle(3), 0)
+    assert geometry.peaked_shape_angle(1.5, 0.5) == (geometry.shape_angle(1.5), 0)
+    angle, peak = geometry.peaked_shape_angle(2.4, 0.9)
+    assert peak == pytest.approx(0.25)
+    assert np.cos(angle) == pytest.approx(np.sqrt(3) / 2 * np.sqrt(0.75))
+
+
+def test_near_zero_share_is_of_each_units_own_scale():
+    w = np.r_[np.linspace(-1, 1, 10**5)][:, None] * [1, 30]
+    assert geometry.near_zero_share(w) == pytest.approx(0.1 / np.sqrt(3), abs=1e-4)
+
+
 def test_shape_angle_is_continuous_at_the_uniform_distribution():
     tau = np.array([0, 0.11, 1.0, 1.7])
     edge = tau / np.sqrt(3)
@@ -724,6 +752,10 @@ BAD = {
     "covariance not square": (lambda: geometry.predicted_correlation(W, W, W), "square"),
     "covariance of other size": (lambda: geometry.predicted_correlation(W, W, np.eye(3)), "3"),
     "covariance not symmetric": (lambda: geometry.principal_axes([[1, 2], [0, 1]]), "symmetric"),
+    "covariance not symmetric far down": (
+        lambda: geometry.principal_axes(np.eye(600) + np.eye(600, k=-599)),
+        "symmetric",
+    ),
     "covariance nan": (lambda: geometry.variance_spectrum([[np.nan]]), "NaN"),
     "kernels differ": (lambda: geometry.unit_angles(W, W[:3]), "differ"),
     "kernel without units": (lambda: geometry.unit_kurtosis(np.ones(4)), "units"),

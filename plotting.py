@@ -309,7 +309,7 @@ def plot_layer_angles(layers):
     ----------
     layers : sequence
         With `name`, `fan_in` and `angles` (radians, one per unit; nan is left out), as
-        `report.LayerMeasurement`.
+        `measure.LayerMeasurement`.
     """
     size = (8.4, 0.4 * len(layers) + 1.3)
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 2))
@@ -385,7 +385,7 @@ def plot_dot_products(layers, which):
     Parameters
     ----------
     layers : sequence
-        With `name` and the attribute `which`, a `report.DotProducts`, or None (layer not drawn).
+        With `name` and the attribute `which`, a `measure.DotProducts`, or None (layer not drawn).
     which : {'weights_dot', 'activations_dot', 'permuted'}
     """
     labels = {
@@ -455,7 +455,7 @@ def plot_predicted(layers):
 
     Parameters
     ----------
-    layers : sequence of report.LayerMeasurement
+    layers : sequence of measure.LayerMeasurement
         Layers without a covariance are not drawn.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.9))
@@ -489,7 +489,7 @@ def plot_permutation(layers):
 
     Parameters
     ----------
-    layers : sequence of report.LayerMeasurement
+    layers : sequence of measure.LayerMeasurement
     """
     figure, axis = plt.subplots(figsize=(5.2, 3.2))
     for attribute, marker, color, shift, label in (
@@ -517,7 +517,7 @@ def plot_spectra(layers):
 
     Parameters
     ----------
-    layers : sequence of report.LayerMeasurement
+    layers : sequence of measure.LayerMeasurement
         Layers without a spectrum are not drawn.
     """
     figure, axis = plt.subplots(figsize=(4.6, 3.4))
@@ -540,7 +540,7 @@ def plot_filters(layer, count=32):
 
     Parameters
     ----------
-    layer : report.LayerMeasurement
+    layer : measure.LayerMeasurement
         With one or three input channels.
     count : int
         How many of them.
@@ -570,7 +570,7 @@ def plot_rotation(correlations):
     Parameters
     ----------
     correlations : dict
-        From `report.rotation_correlations`.
+        From `measure.rotation_correlations`.
     """
     figure, axis = plt.subplots(figsize=(5.2, 3))
     names = {"as is": "as is", "random": "random\nrotation", "pca": "principal\naxes", "zca": "ZCA"}
@@ -595,7 +595,7 @@ def plot_substitution(accuracies, trained):
     Parameters
     ----------
     accuracies : dict
-        From `report.substitution_accuracies`.
+        From `measure.substitution_accuracies`.
     trained : float
         Accuracy of the network as trained.
     """
@@ -617,7 +617,7 @@ def plot_thresholds(layers):
 
     Parameters
     ----------
-    layers : sequence of report.LayerMeasurement
+    layers : sequence of measure.LayerMeasurement
         A binary network's lie at threshold 0.
     """
     figure, left, right = _ternary_axes(max(1.0, *(1.2 * layer.tau for layer in layers)))
@@ -638,7 +638,7 @@ def plot_angle_history(rows):
     Parameters
     ----------
     rows : sequence of dict
-        From `report.read_geometry`.
+        From `measure.read_geometry`.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
     for i, name in enumerate(dict.fromkeys(row["layer"] for row in rows)):
