@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = output/demo/network.keras
 
-.PHONY: report demo test test-all notebooks lint
+.PHONY: bench cluster-demo report demo test test-all notebooks lint
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -23,6 +23,16 @@ lint: .venv/installed
 # make report CHECKPOINT=output/cifar-10_binary/network.keras; data from BNN_DATA_DIR or data/
 report: .venv/installed
 	$(BIN)/python report.py "$(CHECKPOINT)"
+
+# Two workers on this machine, as TF_CONFIG makes them on two.
+cluster-demo: .venv/installed
+	$(BIN)/python cluster.py local 2 run_bnn.py --data_set digits --out_dir output/cluster_demo \
+		--conv 32 32 64 --max_pool 0 1 0 --fc 64 --batch_size 100 --epochs 15 \
+		--lr_start 5e-3 --lr_end 1e-4
+
+# A quarter of an hour; make bench FLAGS=--quick takes two minutes.
+bench: .venv/installed
+	$(BIN)/python benchmark.py $(FLAGS)
 
 notebooks: $(DEMO)
 	mkdir -p output/notebooks
