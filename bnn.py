@@ -437,11 +437,8 @@ class BinaryNeuralNetwork:
             own_callbacks = [
                 _StopOnDivergence(),
                 keras.callbacks.LearningRateScheduler(params.learning_rate),
+                _RefitBeforeValidation(self, x_train[:VALIDATION_REFIT_IMAGES]),
             ]
-            if strategy is None:
-                own_callbacks.append(
-                    _RefitBeforeValidation(self, x_train[:VALIDATION_REFIT_IMAGES])
-                )
             history = self.model.fit(
                 graph_ops.distributed(strategy, batches),
                 initial_epoch=initial_epoch,

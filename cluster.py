@@ -1,4 +1,6 @@
-"""Several machines: who they are, how they meet, and what they cost each other. No TensorFlow.
+"""Several machines: who they are, how they meet, and what they cost each other.
+
+Needs no TensorFlow, but for what `scaling` measures.
 
 python cluster.py local 2 run_bnn.py --data_set digits    # two workers on this machine
 python cluster.py scaling --rate 60                       # where more workers stop paying
@@ -26,6 +28,7 @@ MEETING_SECONDS = 30
 JOBS = ("chief", "worker")
 # What the chief answers when all are there; anything else says what went wrong.
 GO = "go"
+INTERRUPTED = 130
 # Each worker prints it at the end, before the digest of its weights.
 WEIGHTS = "weights sha256 "
 
@@ -268,7 +271,7 @@ def local_environments(count):
 def run_locally(count, command):
     """Run `command` in `count` workers on this machine and compare the weights they end with.
 
-    The chief's output is shown, of the others the last lines.
+    The chief's output is shown, of the others the last line, if they fail.
 
     Parameters
     ----------
@@ -494,7 +497,10 @@ def main(argv=None):
     args = cli.parse_args(argv)
     with one_line_errors("cluster.py"):
         if args.command == "local":
-            raise SystemExit(not run_locally(args.workers, args.script))
+            # Ctrl-C reaches the workers, too, and they say what there is to say.
+            with contextlib.suppress(KeyboardInterrupt):
+                raise SystemExit(not run_locally(args.workers, args.script))
+            raise SystemExit(INTERRUPTED)
         if args.command == "sum":
             print_sums()
         else:

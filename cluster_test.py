@@ -274,31 +274,41 @@ def test_only_the_chief_writes_and_shows_progress(uninterrupted):
     assert len(digests[0]) == 1 and digests[0] == digests[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_others_stop_when_one_is_lost_and_all_can_resume(uninterrupted, tmp_path, victim, sent):
-    folders = [tmp_path / "chief", tmp_path / "worker"]
+def loss_of(victim, sent, folders):
+    """Lose a worker after the first epoch, and return the line with which the other ends."""
     processes = workers_on(folders)
-    survivor = 1 - victim
-    while not (folders[0] / "state.keras").exists():
-        assert processes[0].poll() is None
-        time.sleep(0.05)
-    processes[victim].send_signal(sent)
-    start = time.monotonic()
+    survivor = processes[1 - victim]
     try:
-        _, error = processes[survivor].communicate(timeout=60)
+        while not (folders[0] / "state.keras").exists():
+            assert processes[0].poll() is None
+            time.sleep(0.05)
+        processes[victim].send_signal(sent)
+        _, error = survivor.communicate(timeout=60)
     finally:
         for process in processes:
             process.kill()
         processes[victim].communicate()
-    assert time.monotonic() - start < 60
-    assert processes[survivor].returncode == 2
-    (line,) = (line for line in error.splitlines() if line.startswith("run_bnn.py: "))
-    assert "stopped answering" in line and "--resume" in line
-    assert sent == signal.SIGSTOP or f"worker {victim} (127.0.0.1:" in line
+    assert survivor.returncode == 2
     assert "Traceback" not in error
+    (line,) = (line for line in error.splitlines() if line.startswith("run_bnn.py: "))
+    return line
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "victim, sent", [(1, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)]
+)
+def test_the_others_stop_when_one_is_lost(tmp_path, victim, sent):
+    line = loss_of(victim, sent, [tmp_path / "chief", tmp_path / "worker"])
+    assert "stopped answering" in line and "--resume" in line
+    # Whoever waits for a chief that is stopped, not dead, cannot tell who it is.
+    assert f"worker {victim} (127.0.0.1:" in line or (victim, sent) == (0, signal.SIGSTOP)
+
+
+@pytest.mark.slow
+def test_all_resume_after_the_chief_was_killed(uninterrupted, tmp_path):
+    folders = [tmp_path / "chief", tmp_path / "worker"]
+    assert "worker 0 (127.0.0.1:" in loss_of(0, signal.SIGKILL, folders)
     processes = workers_on(folders, "--resume")
     said = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], said

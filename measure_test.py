@@ -379,6 +379,8 @@ def test_the_geometry_is_recorded_before_and_after_each_epoch(tmp_path):
     for row, layer in zip(rows, first + measure.measure_layers(network, x) * 2, strict=True):
         if row["epochs"] != 1:
             assert row["angle"] == pytest.approx(np.degrees(layer.angles.mean()), abs=1e-3)
+        # Batch norm, re-estimated after the last epoch, changes what the layers above see.
+        if row["epochs"] == 0 or (row["epochs"] == 2 and row["layer"] == "conv_1"):
             assert row["r"] == pytest.approx(layer.weights_dot.r, abs=1e-3)
     assert rows[1]["angle"] == pytest.approx(30, abs=0.5)  # Uniform weights; 480 of them.
 

@@ -505,7 +505,6 @@ def _peak_memory_mb():
 def write_report(report, folder):
     """Write report.md, report.json, report.npz with the arrays, and `figures/` to `folder`."""
     folder = Path(folder)
-    run_figures(report.layers, folder / "figures")
     arrays = {"sha256": np.array(report.sha256)}
     for layer in report.layers:
         for name in _LAYER_ARRAYS:
@@ -528,6 +527,7 @@ def write_report(report, folder):
     }
     write_json(folder / "report.json", _plain(summary))
     write_text(folder / "report.md", report_text(report, claims))
+    run_figures(report.layers, folder / "figures")
 
 
 def stored_report(checkpoint):
