@@ -47,6 +47,8 @@ class Plan:
     network : NetworkParams
     images : sequence of int
         Batch sizes of the inference.
+    levels : sequence of {2, 3}
+        Of the networks that infer.
     batches : sequence of int
         Batch sizes of the training. Whole epochs are measured on the last.
     group : int
@@ -60,13 +62,14 @@ class Plan:
     in_dim: tuple = (32, 32, 3)
     network: NetworkParams = NetworkParams()
     images: tuple = (100, 1)
+    levels: tuple = (2, 3)
     batches: tuple = (50, 100)
     group: int = 4
     epoch_images: int = 2000
 
 
 FULL = Plan()
-QUICK = Plan(repeats=3, batches=(50,), group=2, epoch_images=500)
+QUICK = Plan(repeats=3, images=(100,), levels=(2,), batches=(50,), group=2, epoch_images=300)
 
 
 # --- Clock ------------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ def why_no_bfloat16():
 # --- XNOR matmul ------------------------------------------------------------------------------
 
 
-def resident_popcounts(count=2**16):
+def resident_popcounts(count=2**20):
     """What no matmul on words can exceed: XNOR, popcount and sum of words in registers.
 
     `xnor_matmul`'s loop, compiled by the same compiler for all cores, but every word that is
@@ -238,7 +241,7 @@ def inference_rates(plan, obstacle=None):
 
     x = np.random.default_rng(0).integers(0, 256, (max(plan.images), *plan.in_dim), np.uint8)
     rows = []
-    for levels in (2, 3):
+    for levels in plan.levels:
         network = bnn.BinaryNeuralNetwork(
             plan.in_dim, 10, dataclasses.replace(plan.network, levels=levels, threshold=None)
         )
@@ -608,7 +611,11 @@ def parser():
     cli = argparse.ArgumentParser(
         prog="benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False
     )
-    cli.add_argument("--quick", action="store_true", help="fewer repeats, batch 50 only")
+    cli.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer repeats; training at batch 50, inference of the binary network at 100",
+    )
     cli.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)"
     )

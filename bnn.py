@@ -29,6 +29,7 @@ from utils import (
 
 # isort: split
 import keras
+import ml_dtypes  # NumPy's bfloat16; TensorFlow brings it.
 import numpy as np
 
 # Images in one batch wherever nothing is learned from it.
@@ -677,20 +678,32 @@ class BinaryNeuralNetwork:
 
     # Checkpoints
 
-    def save(self, path):
+    def save(self, path, compact=False):
         """Write a `.keras` file with parameters and weights, whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+        compact : bool
+            Round latent weights to bfloat16, which halves the compressed file. Quantized weights,
+            and so all answers, stay what they are.
 
         Raises
         ------
         ValueError
-            If `path` does not end in `.keras`.
+            If `path` does not end in `.keras`, or rounding would change a quantized weight.
         """
         require(Path(path).suffix == ".keras", f"a checkpoint ends in .keras, not {path}")
         # A copy that was never compiled, as Keras would store the optimizer's state too.
         copy = self._build_model()
         copy.set_weights(self.model.get_weights())
+        if compact:
+            for layer in copy.quantized_layers:
+                _round_latent_weights(layer)
         with atomic_path(path) as temporary:
             copy.save(temporary)
+            if compact:
+                _compress(temporary)
 
     @classmethod
     def load(cls, path):
@@ -727,6 +740,32 @@ class BinaryNeuralNetwork:
             all(np.isfinite(w).all() for w in self.model.get_weights()),
             f"the weights in {path} hold NaN or infinity",
         )
+
+
+def _round_latent_weights(layer):
+    """Round the latent weights of `layer` to bfloat16, up or down so that none is requantized."""
+    exact, wb = layer.latent_kernel.numpy(), layer.quantized_kernel().numpy()
+    nearest = exact.astype(ml_dtypes.bfloat16)
+    layer.latent_kernel.assign(nearest.astype(np.float32))
+    if layer.weight_quantizer == "clip":
+        return
+    beyond = np.where(exact > nearest, np.inf, -np.inf).astype(ml_dtypes.bfloat16)
+    other = np.nextafter(nearest, beyond).astype(np.float32)
+    changed = layer.quantized_kernel().numpy() != wb
+    layer.latent_kernel.assign(np.where(changed, other, layer.latent_kernel.numpy()))
+    require(
+        np.array_equal(layer.quantized_kernel().numpy(), wb),
+        f"rounded weights would be quantized otherwise in layer {layer.name}: save without compact",
+    )
+
+
+def _compress(path):
+    """Deflate the members of the archive at `path`."""
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
 
 
 # --- Packed network ---------------------------------------------------------------------------

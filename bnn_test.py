@@ -7,6 +7,7 @@ import signal
 import sys
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 
@@ -48,6 +49,48 @@ def test_trains_saves_and_reloads(kind, dtype, tmp_path):
     np.testing.assert_array_equal(opened.predict(x), network.predict(x))
     assert opened.network_params == network.network_params
     assert opened.training_params == network.training_params
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compact_checkpoint_answers_alike_from_half_the_bytes(kind, tmp_path):
+    network, _, _ = trained(**KINDS[kind])
+    rng = np.random.default_rng(0)
+    for layer in network.model.quantized_layers:
+        # Where rounding is most likely to cross a threshold: right beside it.
+        beside = rng.uniform(-1e-6, 1e-6, layer.latent_kernel.shape)
+        away = layer.latent_kernel.numpy() + rng.normal(0, 0.1, layer.latent_kernel.shape)
+        threshold = float(layer.weight_threshold(layer.latent_kernel))
+        close = rng.choice([-1, 1], beside.shape) * threshold + beside
+        layer.latent_kernel.assign(np.where(rng.random(beside.shape) < 0.5, close, away))
+    paths = [tmp_path / "network.keras", tmp_path / "network.compact.keras"]
+    network.save(paths[0])
+    network.save(paths[1], compact=True)
+    opened = BinaryNeuralNetwork.load(paths[1])
+    both = zip(opened.model.quantized_layers, network.model.quantized_layers, strict=True)
+    for layer, own in both:
+        if layer.weight_quantizer != "clip":
+            np.testing.assert_array_equal(layer.quantized_kernel(), own.quantized_kernel())
+        rounded, exact = layer.latent_kernel.numpy(), own.latent_kernel.numpy()
+        assert np.all(rounded.view(np.uint32) % 2**16 == 0)
+        np.testing.assert_allclose(rounded, exact, rtol=2**-7)
+    assert paths[1].stat().st_size < paths[0].stat().st_size
+
+
+def test_what_rounding_would_requantize_is_not_saved_compact(tmp_path, monkeypatch):
+    network, _, _ = trained()
+    layer = network.model.quantized_layers[1]
+    exact = layer.latent_kernel.numpy()
+    # A quantizer for which no rounded weight will do.
+    monkeypatch.setattr(
+        type(layer),
+        "quantized_kernel",
+        lambda self: keras.ops.convert_to_tensor(
+            np.isin(self.latent_kernel.numpy(), exact).astype("float32")
+        ),
+    )
+    with pytest.raises(ValueError, match="save without compact"):
+        network.save(tmp_path / "network.keras", compact=True)
+    assert not list(tmp_path.iterdir())
 
 
 def trained(**changes):
@@ -110,6 +153,8 @@ def test_learning_rate_decays_from_the_first_epoch():
     params = TrainingParams(epochs=500)
     assert params.learning_rate(0) == 1e-3
     assert params.learning_rate(250) == pytest.approx((1e-3 * 3e-7) ** 0.5)
+    params = TrainingParams(epochs=40, lr_start=3e-3, lr_end=1e-3, lr_schedule="linear")
+    assert [params.learning_rate(e) for e in (0, 20, 39)] == pytest.approx([3e-3, 2e-3, 1.05e-3])
 
 
 def test_the_seed_fixes_everything():

@@ -303,27 +303,30 @@ def plot_layer_angles(layers):
     """Distribution over units of angle(w^c, w^b), layer by layer: zoomed, and over [0, π].
 
     Each layer's histogram is scaled to its own peak and stands on a line of its own, with the
-    mean ± sd of a Gaussian vector of that dimension below it.
+    mean ± sd that Gaussian weights would show below it.
 
     Parameters
     ----------
     layers : sequence
-        With `name`, `fan_in` and `angles` (radians, one per unit; nan is left out), as
+        With `name`, `fan_in`, `angles` (radians, one per unit; nan is left out) and `theory`
+        (mean and sd in radians; a ternary layer's sd is nan and is not drawn), as
         `measure.LayerMeasurement`.
     """
     size = (8.4, 0.4 * len(layers) + 1.3)
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 2))
     limit = np.degrees(geometry.binary_angle())
+    spreads = False
     for row, layer in enumerate(reversed(layers)):
         angles = np.degrees(layer.angles[np.isfinite(layer.angles)])
         heights, edges = np.histogram(angles, "auto")
         heights = row + 0.75 * heights / max(heights.max(), 1)
-        mean, sd = np.degrees(geometry.angle_moments(layer.fan_in))
+        mean, sd = np.degrees(layer.theory)
+        spreads |= bool(np.isfinite(sd))
         for axis in axes:
             axis.stairs(heights, edges, baseline=row, fill=True, color=COLORS[4])
             theory = axis.errorbar(mean, row - 0.1, xerr=sd, fmt=".", color="black", capsize=2)
     for axis in axes:
-        line = axis.axvline(limit, label=f"Gaussian, d → ∞: {limit:.2f}°", **THEORY)
+        line = axis.axvline(limit, label=f"binary Gaussian, d → ∞: {limit:.2f}°", **THEORY)
         axis.set_xlabel("angle(w$^c$, w$^b$) (degrees)")
     zoomed, whole = axes
     zoomed.set_yticks(
@@ -333,7 +336,8 @@ def plot_layer_angles(layers):
     whole.axvline(90, color="grey", linewidth=0.8, linestyle=":")
     whole.annotate("random pair", (93, 0.95), xycoords=("data", "axes fraction"), color="grey")
     whole.set(xlim=(0, 180), xticks=range(0, 181, 45))
-    labels = {"Gaussian, mean ± sd at this d": theory, line.get_label(): line}
+    expected = "Gaussian, mean ± sd at this d" if spreads else "Gaussian, mean at this threshold"
+    labels = {expected: theory, line.get_label(): line}
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=2)
     return figure
 
@@ -357,17 +361,19 @@ def plot_angle_scaling(layers):
         spread = [np.degrees(np.nanstd(layer.angles)) for layer in chosen]
         color = COLORS[0 if conv else 5]
         axis.loglog([layer.fan_in for layer in chosen], spread, marker, color=color, label=label)
-        # Layers of one fan-in often spread alike: one text for them all, the widest first.
+        # Layers of one fan-in often spread alike: one text for them all, the widest first, on the
+        # side away from the line.
         for fan_in in dict.fromkeys(layer.fan_in for layer in chosen):
             alike = [(s, x.name) for s, x in zip(spread, chosen, strict=True) if x.fan_in == fan_in]
             alike.sort(reverse=True)
+            above = alike[0][0] > np.degrees(geometry.angle_moments(fan_in)[1])
             axis.annotate(
                 ", ".join(name for _, name in alike),
-                (fan_in, alike[-1 if conv else 0][0]),
+                (fan_in, alike[0 if above else -1][0]),
                 textcoords="offset points",
-                xytext=(0, -6 if conv else 6),
+                xytext=(0, 6 if above else -6),
                 ha="center",
-                va="top" if conv else "bottom",
+                va="bottom" if above else "top",
                 fontsize=7,
                 bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
             )

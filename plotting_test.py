@@ -81,6 +81,7 @@ def layer(rng, name="conv_1", fan_in=27, units=40, **changes):
         "wb": wb,
         "angles": geometry.unit_angles(wc, wb),
         "tau": 0.0,
+        "theory": geometry.angle_moments(fan_in),
         "weights_dot": pairs,
         "activations_dot": pairs,
         "permuted": pairs,
@@ -222,7 +223,7 @@ def test_layer_angles_put_each_layer_on_its_row_with_its_own_theory(layers):
     names = [label.get_text() for label in zoomed.get_yticklabels()]
     assert names == ["fc_1, d = 64", "conv_2, d = 288", "conv_1, d = 27"]
     for axis in (zoomed, whole):
-        assert vertical(axis, "Gaussian") == pytest.approx(37.07, abs=0.01)
+        assert vertical(axis, "binary Gaussian") == pytest.approx(37.07, abs=0.01)
         for row, (entry, (heights, edges, base)) in enumerate(
             zip(reversed(layers), histograms(axis), strict=True)
         ):
@@ -234,6 +235,15 @@ def test_layer_angles_put_each_layer_on_its_row_with_its_own_theory(layers):
         assert centres == pytest.approx(np.degrees(theory))
     assert whole.get_xlim() == (0, 180)
     assert "degrees" in zoomed.get_xlabel()
+
+
+def test_layer_angles_of_ternary_layers_meet_their_own_theory(rng):
+    ternary = [layer(rng, theory=(0.5, np.nan)), layer(rng, "conv_2", 288, theory=(0.45, np.nan))]
+    figure = plotting.plot_layer_angles(ternary)
+    zoomed, _ = drawn(figure)
+    centres = [float(x) for (x,), _ in points(zoomed)]
+    assert centres == pytest.approx(np.degrees([0.45, 0.5]))
+    assert "±" not in figure.legends[0].get_texts()[0].get_text()
 
 
 def test_angle_scaling_draws_the_spread_of_each_layer_and_names_it(layers, rng):

@@ -269,7 +269,9 @@ def _angle_scaling(report):
     error = np.sqrt(np.sum(logs**2 / (2 * np.maximum(units - 1, 1)))) / np.sum(logs**2)
     holds = bool(abs(exponent + 0.5) <= 0.15)
     ratios = _each(convs, lambda layer: f"{layer.spread_ratio:.2f}")
-    why = f"spread over units, relative to that of units drawn from one pool: {ratios}"
+    why = f"spread over units, relative to that of units drawn from one pool: {ratios}; divided by "
+    pooled = [layer.spread_ratio for layer in convs]
+    why += f"these the spreads have the exponent {geometry.scaling_exponent(d, sds / pooled):.3f}"
     sd = _each(convs, lambda layer: _degrees(np.nanstd(layer.angles)))
     return "−0.5", f"{exponent:.3f} ± {error:.3f} (sd: {sd})", holds, "" if holds else why
 

@@ -20,6 +20,7 @@ from cluster import WEIGHTS, cluster_from_environment
 from data.download_data import download
 from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_data, missing_files
 from utils import (
+    RECIPES,
     NetworkParams,
     TrainingParams,
     one_line_errors,
@@ -77,6 +78,8 @@ def parser():
     add(files, "--ckpt_n", 10, "write the checkpoint every N epochs", **whole)
     packing = "also write the network packed into bits, beside the checkpoint"
     add(files, "--pack", "off", packing, action="store_true")
+    compact = "also write the checkpoint at half its size, beside it"
+    add(files, "--compact", "off", compact, action="store_true")
 
     net = cli.add_argument_group("network")
     add(net, "--conv", network.conv, "filters of each convolutional layer", **several)
@@ -94,12 +97,16 @@ def parser():
     add(net, "--continuous", "off", "quantize nothing", action="store_true")
 
     train = cli.add_argument_group("training")
+    recipe = "defaults of the flags below: the paper's, or 40 epochs that get the most from that"
+    add(train, "--recipe", "paper", recipe, choices=tuple(RECIPES))
     track = "angles and r after every epoch, in geometry.csv"
     add(train, "--track_geometry", "off", track, action="store_true")
     add(train, "--epochs", training.epochs, "0 only evaluates", **whole)
     add(train, "--batch_size", training.batch_size, "images in a step", **whole)
     add(train, "--lr_start", training.lr_start, "learning rate of the first epoch", **number)
     add(train, "--lr_end", "0.0000003", "learning rate that the decay leads to", **number)
+    schedules = ("exponential", "linear")
+    add(train, "--lr_schedule", training.lr_schedule, "form of the decay", choices=schedules)
     add(
         train,
         "--loss_mode",
@@ -163,12 +170,12 @@ def default_name(network):
 
 
 def training_params(args):
-    """TrainingParams that the flags describe, all but the precision, which takes TensorFlow."""
+    """TrainingParams of the recipe and the flags, all but the precision, which takes TensorFlow."""
     names = [field.name for field in dataclasses.fields(TrainingParams) if field.name in args]
     given = {name: getattr(args, name) for name in names if name != "precision"}
     if "debug" in args:
         given.setdefault("epochs", DEBUG_EPOCHS)
-    return TrainingParams(**given)
+    return dataclasses.replace(RECIPES[getattr(args, "recipe", "paper")], **given)
 
 
 def prepared_folder(path):
@@ -356,7 +363,9 @@ def run(argv):
         check_checkpoint_fits(args.param_file, data_set)
     if "pack" in args:
         require_packable(network)
-        require(training.epochs or "param_file" in args, "--pack needs a trained network")
+    for flag in ("pack", "compact"):
+        trained = training.epochs or "param_file" in args or flag not in args
+        require(trained, f"--{flag} needs a trained network")
     out_dir = Path(getattr(args, "out_dir", f"output/{data_set}_{default_name(network)}"))
     cluster = cluster_from_environment() if training.epochs else None
     chief = cluster is None or cluster.is_chief
@@ -415,6 +424,10 @@ def run(argv):
         run_figures(layers, out_dir / "figures")
         write_json(out_dir / RECORD, {**record, "test_accuracy": accuracy})
         (out_dir / STATE).unlink()
+    if "compact" in args:
+        compact = Path(checkpoint).with_suffix(".compact.keras")
+        bnn.save(compact, compact=True)
+        print(f"{compact}: {compact.stat().st_size} bytes")
     if "pack" in args:
         pack(bnn, Path(checkpoint).with_suffix(".packed"), data.x_test, data.y_test)
     print(f"test accuracy {accuracy:.4f}")

@@ -1,6 +1,7 @@
 """The command line as a user meets it: runs that end, runs that are killed, and wrong flags."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams
+from utils import RECIPES, TrainingParams
 
 ROOT = Path(__file__).parent
 SMALL = ["--data_set", "digits", "--conv", "4", "8", "--max_pool", "0", "1", "--fc", "16"]
@@ -70,6 +72,18 @@ def test_packing_a_checkpoint_says_what_it_gave(finished, tmp_path, capsys):
     size = (tmp_path / "network.packed").stat().st_size
     assert f"{size} bytes, test accuracy {accuracy}" in packed
     assert "images/s" in packed
+
+
+def test_a_compact_checkpoint_opens_like_the_other(finished, tmp_path, capsys):
+    path = tmp_path / "network.keras"
+    path.write_bytes((finished / "network.keras").read_bytes())
+    command = ["--data_set", "digits", "--epochs", "0", "--param_file"]
+    run_bnn.main([*command, str(path), "--compact"])
+    said, accuracy, _ = capsys.readouterr().out.splitlines()[-3:]
+    compact = tmp_path / "network.compact.keras"
+    assert said == f"{compact}: {compact.stat().st_size} bytes"
+    run_bnn.main([*command, str(compact)])
+    assert capsys.readouterr().out.splitlines()[-2] == accuracy
 
 
 def test_a_finished_run_is_not_resumed(finished, capsys):
@@ -232,6 +246,9 @@ WRONG = {
     "pack quantizer": (["--quantizer", "scaled_sign", "--pack"], "cannot pack: its quantizer"),
     "pack rotated": (["--rotate_first", "random", "--pack"], "cannot pack: its first layer"),
     "pack untrained": (["--epochs", "0", "--pack"], "--pack needs a trained network"),
+    "compact untrained": (["--epochs", "0", "--compact"], "--compact needs a trained network"),
+    "recipe": (["--recipe", "slow"], "invalid choice"),
+    "lr_schedule": (["--lr_schedule", "cosine"], "invalid choice"),
     "precision": (["--precision", "float16"], "invalid choice"),
     "augment": (["--augment", "rotate"], "invalid choice"),
     "seed": (["--seed", "-1"], "seed must be"),
@@ -284,9 +301,15 @@ def test_a_checkpoint_keeps_its_parameters(finished, capsys):
     assert "choose another --data_set" in capsys.readouterr().err
 
 
+def test_flags_change_the_recipe():
+    args = run_bnn.parser().parse_args(["--recipe", "fast", "--epochs", "3", "--seed", "2"])
+    wanted = dataclasses.replace(RECIPES["fast"], epochs=3, seed=2)
+    assert run_bnn.training_params(args) == wanted != RECIPES["fast"]
+
+
 def test_defaults_are_the_published_ones():
     args = run_bnn.parser().parse_args([])
     assert run_bnn.network_params(args) == NetworkParams()
-    assert run_bnn.training_params(args).epochs == 500
+    assert run_bnn.training_params(args) == RECIPES["paper"] == TrainingParams(epochs=500)
     ternary = run_bnn.parser().parse_args(["--levels", "3"])
     assert run_bnn.network_params(ternary).threshold == 0.02
