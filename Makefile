@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = output/demo/network.keras
 
-.PHONY: bench cluster-demo report demo test test-all notebooks lint
+PAPER = output/reproduction/network.keras
+
+.PHONY: bench cluster-demo report reproduce demo test test-all notebooks lint
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -23,6 +25,16 @@ lint: .venv/installed
 # make report CHECKPOINT=output/cifar-10_binary/network.keras; data from BNN_DATA_DIR or data/
 report: .venv/installed
 	$(BIN)/python report.py "$(CHECKPOINT)"
+
+# The paper's network from data to figures. What was interrupted goes on where it was.
+reproduce: .venv/installed
+	$(BIN)/python benchmark.py --estimate fast
+	$(BIN)/python run_bnn.py --recipe fast --out_dir $(dir $(PAPER)) --track_geometry --resume
+	$(MAKE) $(dir $(PAPER))report.md
+	BNN_CHECKPOINT=$(PAPER) $(MAKE) notebooks
+
+$(dir $(PAPER))report.md: $(PAPER)
+	$(BIN)/python report.py $(PAPER)
 
 # Two workers on this machine, as TF_CONFIG makes them on two.
 cluster-demo: .venv/installed

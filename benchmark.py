@@ -24,13 +24,15 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from utils import NetworkParams, TrainingParams, one_line_errors, write_json
+from utils import RECIPES, NetworkParams, TrainingParams, one_line_errors, write_json
 
 PARTS = ("training", "matmul", "inference")
 # bfloat16 that runs at less than this share of float32's speed is not worth the wait.
 SLOWEST_BFLOAT16 = 0.2
 # Words that `popcount_limit` counts for each word that it loads.
 RESIDENT_WORDS = 64
+# Of CIFAR-10.
+TRAINING_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
@@ -565,6 +567,30 @@ def _training_name(row):
     return f"{row['precision']}, batch {row['batch']}"
 
 
+# --- How long a whole training takes ----------------------------------------------------------
+
+
+def estimate(recipe, images):
+    """One line on how long the paper's network takes on this machine, from some of its steps.
+
+    Parameters
+    ----------
+    recipe : TrainingParams
+    images : int
+        In an epoch.
+    """
+    import graph_ops
+
+    precision, _ = graph_ops.choose_precision("auto")
+    plan = dataclasses.replace(QUICK, batches=(recipe.batch_size,))
+    rate = in_child(training_rates, plan, precision, recipe.batch_size)["epoch_images_per_s"]
+    hours = recipe.epochs * images / rate / 3600
+    return (
+        f"{recipe.epochs} epochs of {images:,} images at {rate:.0f} images/s: about {hours:.1f} "
+        f"hours, and two epochs' time more to measure everything"
+    )
+
+
 # --- Command line -----------------------------------------------------------------------------
 
 
@@ -619,6 +645,8 @@ def parser():
     cli.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)"
     )
+    text = "only tell how long a recipe of run_bnn.py takes for the paper's network on CIFAR-10"
+    cli.add_argument("--estimate", choices=tuple(RECIPES), help=text)
     cli.add_argument(
         "--json",
         type=Path,
@@ -633,6 +661,9 @@ def main(argv=None):
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     args = parser().parse_args(argv)
     with one_line_errors("benchmark.py"):
+        if args.estimate:
+            print(estimate(RECIPES[args.estimate], TRAINING_IMAGES))
+            return
         measure(QUICK if args.quick else FULL, args.parts, args.json)
 
 

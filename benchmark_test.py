@@ -11,7 +11,7 @@ import pytest
 import benchmark
 import bnn
 import graph_ops
-from utils import NetworkParams
+from utils import NetworkParams, TrainingParams
 
 TINY = benchmark.Plan(
     repeats=1,
@@ -167,3 +167,10 @@ def test_wrong_flags_end_with_code_2(flags, capsys):
         benchmark.main(flags)
     assert stop.value.code == 2
     assert "benchmark.py: error: " in capsys.readouterr().err
+
+
+def test_the_estimate_is_that_of_the_whole_training(monkeypatch):
+    monkeypatch.setattr(benchmark, "QUICK", TINY)
+    monkeypatch.setattr(benchmark, "in_child", lambda *args: {"epoch_images_per_s": 50.0})
+    line = benchmark.estimate(TrainingParams(epochs=9, batch_size=4), 1000)
+    assert line.startswith("9 epochs of 1,000 images at 50 images/s: about 0.1 hours")

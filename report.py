@@ -772,11 +772,12 @@ def _markdown(head, rows):
 # --- Which network ----------------------------------------------------------------------------
 
 
-def choose_checkpoint(output="output"):
+def choose_checkpoint(output="output", results="results"):
     """The checkpoint that a notebook should open.
 
     `BNN_CHECKPOINT` if it is set; else the newest trained run under `output`, the demo's aside;
-    the demo's where there is no other, or where the data set of the other is missing.
+    else the paper's network as it was trained for this repository, under `results`. The demo's
+    where there is no other, or where the data set of the other is missing.
 
     Returns
     -------
@@ -797,6 +798,9 @@ def choose_checkpoint(output="output"):
         runs = [path for path in output.glob("*/network.keras") if path != demo]
         chosen = max(runs, key=lambda path: path.stat().st_mtime, default=None)
         why = "the newest trained run"
+        published = Path(results) / "cifar-10_binary" / "network.keras"
+        if chosen is None and published.is_file():
+            chosen, why = published, "the network trained for this repository"
     if chosen is not None:
         data_set = data_set_of(saved_parameters(chosen)[0])
         if not missing_files(data_set):

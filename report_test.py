@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -213,6 +214,37 @@ def test_the_report_is_stored_with_its_checkpoint_alone(checkpoint, capsys):
     assert report.stored_report(checkpoint) is not None
     network.with_weights([]).fit(data.x_train[:50], data.y_train[:50]).save(checkpoint)
     assert report.stored_report(checkpoint) is None
+
+
+def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
+    output, results = tmp_path / "output", tmp_path / "results"
+    monkeypatch.delenv("BNN_CHECKPOINT", raising=False)
+    monkeypatch.setattr(report, "missing_files", lambda data_set: [])
+
+    def trained(folder, in_dim, age):
+        path = folder / "network.keras"
+        BinaryNeuralNetwork(in_dim, 10, NetworkParams(conv=[2], max_pool=[0], fc=[])).save(path)
+        os.utime(path, (1e9 - age, 1e9 - age))
+        return path
+
+    def chosen():
+        path, why = report.choose_checkpoint(output, results)
+        assert why.startswith(f"{path}: ")
+        return path
+
+    with pytest.raises(FileNotFoundError, match="run make demo"):
+        chosen()
+    demo = trained(output / "demo", (8, 8, 1), age=0)
+    assert chosen() == demo
+    published = trained(results / "cifar-10_binary", (32, 32, 3), age=1)
+    assert chosen() == published
+    monkeypatch.setattr(report, "missing_files", lambda data_set: data_set == "cifar-10")
+    assert chosen() == demo
+    monkeypatch.setattr(report, "missing_files", lambda data_set: [])
+    newest, older = (trained(output / f"run_{age}", (28, 28, 1), age) for age in (2, 3))
+    assert chosen() == newest
+    monkeypatch.setenv("BNN_CHECKPOINT", str(older))
+    assert chosen() == older
 
 
 @pytest.mark.parametrize(
