@@ -419,43 +419,52 @@ class BinaryNeuralNetwork:
         self._choose_basis(x_train)
         valid = None if x_valid is None else self._checked(x_valid, y_valid)
         batch_size = min(params.batch_size, len(x_train))
-        steps = len(x_train) // batch_size
         self._compile()
-        chief = graph_ops.is_chief(strategy)
         graph_ops.on_chief(strategy, self._restore, state)
-        with graph_ops.lost_workers_named(strategy), self._on_devices_of(strategy, batch_size):
-            initial_epoch = int(self.model.optimizer.iterations.numpy()) // steps
-            batches = functools.partial(
-                graph_ops.training_batches,
-                x_train,
-                y_train,
-                batch_size,
-                params.seed,
-                params.epochs,
-                initial_epoch,
-                params.augment,
-            )
-            own_callbacks = [
+        chief = graph_ops.is_chief(strategy)
+        own = (*callbacks, *self._state_callbacks(state)) if chief else ()
+        with graph_ops.lost_workers_named(strategy):
+            with self._on_devices_of(strategy, batch_size):
+                self._train(x_train, y_train, valid, batch_size, own, strategy)
+            self.refit_batch_norm(x_train[:REFIT_IMAGES])
+            # Another processor, or another number of threads, sums in another order.
+            for layer in self.model.quantized_layers:
+                for statistic in (layer.batch_norm.moving_mean, layer.batch_norm.moving_variance):
+                    statistic.assign(graph_ops.from_chief(strategy, statistic.numpy()))
+        return self
+
+    def _train(self, x, y, valid, batch_size, callbacks, strategy):
+        """Keras' `fit` on batches of `x` and `y`, from the optimizer's step on."""
+        params = self.training_params
+        steps = len(x) // batch_size
+        initial_epoch = int(self.model.optimizer.iterations.numpy()) // steps
+        batches = functools.partial(
+            graph_ops.training_batches,
+            x,
+            y,
+            batch_size,
+            params.seed,
+            params.epochs,
+            initial_epoch,
+            params.augment,
+        )
+        history = self.model.fit(
+            graph_ops.distributed(strategy, batches),
+            initial_epoch=initial_epoch,
+            epochs=params.epochs,
+            steps_per_epoch=steps,
+            shuffle=False,  # The pipeline does it.
+            validation_data=valid,
+            validation_batch_size=INFERENCE_BATCH,
+            verbose="auto" if graph_ops.is_chief(strategy) else 0,
+            callbacks=[
                 _StopOnDivergence(),
                 keras.callbacks.LearningRateScheduler(params.learning_rate),
-                _RefitBeforeValidation(self, x_train[:VALIDATION_REFIT_IMAGES]),
-            ]
-            history = self.model.fit(
-                graph_ops.distributed(strategy, batches),
-                initial_epoch=initial_epoch,
-                epochs=params.epochs,
-                steps_per_epoch=steps,
-                shuffle=False,  # The pipeline does it.
-                validation_data=valid,
-                validation_batch_size=INFERENCE_BATCH,
-                verbose="auto" if chief else 0,
-                callbacks=[
-                    *own_callbacks,
-                    *((*callbacks, *self._state_callbacks(state)) if chief else ()),
-                ],
-            )
+                _RefitBeforeValidation(self, x[:VALIDATION_REFIT_IMAGES]),
+                *callbacks,
+            ],
+        )
         self.history = history.history
-        return self.refit_batch_norm(x_train[:REFIT_IMAGES])
 
     def _compile(self):
         params = self.training_params
