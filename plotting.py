@@ -668,7 +668,7 @@ def plot_angle_history(rows):
     right.set(xlabel="epochs of training", ylabel="r of A·w$^b$ with A·w$^c$")
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
-    right.legend(fontsize=7)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
 
 
