@@ -220,13 +220,19 @@ class Activations:
     def through(self, layer):
         """The inputs of the layer after `layer`."""
         following = Activations(())
-        following._stored = [_packed(layer(_shaped(layer, x)).numpy()) for x in self.batches()]
+        following._stored = [_packed(_output(layer, x).numpy()) for x in self.batches()]
         return following
 
 
 def _shaped(layer, x):
     """`x` as `layer` takes it: fully connected layers see vectors."""
     return BinaryModel._flat(x) if isinstance(layer, graph_ops.BinaryDense) else x
+
+
+def _output(layer, x):
+    """`layer(x)`, counted in bits where that is possible."""
+    products = layer.pooled_products(_shaped(layer, x), counted=True)
+    return layer.quantized_output(layer.batch_norm(products, training=False))
 
 
 def _packed(values):
@@ -258,7 +264,7 @@ def refit_layers(layers, inputs):
     for layer in layers:
         count, mean, squares = 0, 0.0, 0.0
         for x in inputs.batches():
-            products = layer.pooled_products(_shaped(layer, x)).numpy()
+            products = layer.pooled_products(_shaped(layer, x), counted=True).numpy()
             products = products.reshape(-1, products.shape[-1]).astype(np.float64)
             own = products.mean(axis=0)
             delta = own - mean
@@ -278,7 +284,7 @@ def layers_accuracy(layers, inputs, y):
     correct, start = 0, 0
     for x in inputs.batches():
         for layer in layers:
-            x = layer(_shaped(layer, x))
+            x = _output(layer, x)
         labels = y[start : start + len(x)]
         correct += np.count_nonzero(x.numpy().argmax(axis=1) == labels)
         start += len(x)

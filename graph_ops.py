@@ -511,10 +511,14 @@ class QuantizedLayer(keras.layers.Layer):
         inputs = tf.convert_to_tensor(inputs)
         return self.rescale(self._multiply(inputs, kernel, "float32"), inputs.dtype)
 
-    def pooled_products(self, inputs, training=False):
-        """pool(A·w^b), what batch norm sees."""
+    def pooled_products(self, inputs, training=False, counted=None):
+        """pool(A·w^b), what batch norm sees.
+
+        Counted in bits where that is possible, which gives the same float32 numbers sooner, or
+        multiplied; by default counted in training only.
+        """
         inputs, kernel = tf.convert_to_tensor(inputs), self.quantized_kernel()
-        if training and self._counts():
+        if (training if counted is None else counted) and self._counts():
             products = self._count(inputs, kernel)
         else:
             products = self._multiply(inputs, kernel, self.compute_dtype if training else "float32")
@@ -542,7 +546,7 @@ class QuantizedLayer(keras.layers.Layer):
         raise NotImplementedError
 
     def _counts(self):
-        """Does training count A·w^b in bits?"""
+        """Can A·w^b be counted in bits, and does it pay?"""
         return False
 
     def _pool(self, products):

@@ -267,6 +267,27 @@ def test_layers_below_the_substituted_one_are_left_alone(network):
         assert got[name][1] == pytest.approx(copy.score(x, y), abs=0.011)
 
 
+@pytest.mark.parametrize("levels", [2, 3])
+def test_substitution_counts_in_bits_what_it_would_multiply(levels, monkeypatch):
+    # From 64 channels on layers are counted.
+    params = NetworkParams(conv=[64, 66, 3], max_pool=[0, 1, 0], fc=[7], levels=levels)
+    network = BinaryNeuralNetwork((7, 6, 2), 4, params)
+    x, y = images(30), np.arange(30) % 4
+
+    def measured():
+        copy = network.with_weights([]).refit_batch_norm(x)
+        return measure.substitution_accuracies(network, x, x, y), copy.model.get_weights()
+
+    counted, statistics = measured()
+    convs = network.model.conv_layers
+    assert [layer._counts() for layer in convs] == [False, True, True]
+    monkeypatch.setattr(type(convs[0]), "_counts", lambda self: False)
+    multiplied, expected = measured()
+    assert counted == multiplied
+    for ours, theirs in zip(statistics, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_refitting_makes_up_for_the_scale_of_the_latent_weights():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 300)
