@@ -64,6 +64,18 @@ def test_the_batch_size_changes_nothing(network):
             np.testing.assert_allclose(layer.spectrum, layers[0].spectrum, atol=1e-5)
 
 
+def test_a_compact_checkpoint_has_the_same_geometry(network, tmp_path):
+    network.save(tmp_path / "network.keras", compact=True)
+    compact = BinaryNeuralNetwork.load(tmp_path / "network.keras")
+    x = images(70)
+    measured = (measure.measure_layers(one, x) for one in (network, compact))
+    for exact, rounded in zip(*measured, strict=True):
+        np.testing.assert_allclose(rounded.angles, exact.angles, atol=np.radians(0.1))
+        for same in zip(pairs_of(exact), pairs_of(rounded), strict=True):
+            if None not in same:
+                assert same[1].r == pytest.approx(same[0].r, abs=1e-3)
+
+
 def test_dot_products_are_those_of_patches_and_kernels(network):
     x = images(20)
     inside = network.inspect_network(x)
