@@ -432,8 +432,7 @@ def _signs(shape, dtype):
 
 # What an operation's name in the profiler tells of its kind; the first that fits.
 KINDS = {
-    "backward-filter convolution": ("Conv2DBackpropFilter",),
-    "backward-input convolution": ("Conv2DBackpropInput",),
+    "backward convolution": ("Conv2DBackprop", "winograd"),
     "forward convolution": ("Conv2D", "counted_conv2d"),
     "optimizer": ("latent_adam", "Adam"),
     "batch norm": ("BatchNorm", "batch_norm"),

@@ -89,8 +89,10 @@ def test_inference_rows_tell_bytes_and_equality():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("gradient_tape/conv_1/Conv2DBackpropFilter:Conv2DBackpropFilter", "backward-filter"),
-        ("Conv2DBackpropInput_1:_MklNativeConv2DBackpropInput", "backward-input"),
+        ("gradient_tape/conv_1/Conv2DBackpropFilter:Conv2DBackpropFilter", "backward"),
+        ("Conv2DBackpropInput_1:_MklNativeConv2DBackpropInput", "backward"),
+        ("winograd/MatMul_1:_MklBatchMatMulV2", "backward"),
+        ("a_inference__winograd_points_77__.3", "backward"),
         ("conv_1/Conv2D:_MklNativeConv2D", "forward"),
         ("a_inference__counted_conv2d_12__.3", "forward"),
         ("a_inference__sign_2218__.1", "element-wise"),

@@ -425,7 +425,7 @@ class BinaryNeuralNetwork:
         self._choose_basis(x_train)
         valid = None if x_valid is None else self._checked(x_valid, y_valid)
         batch_size = min(params.batch_size, len(x_train))
-        self._compile()
+        self._compile(batch_size)
         graph_ops.on_chief(strategy, self._restore, state)
         chief = graph_ops.is_chief(strategy)
         own = (*callbacks, *self._state_callbacks(state)) if chief else ()
@@ -472,10 +472,10 @@ class BinaryNeuralNetwork:
         )
         self.history = history.history
 
-    def _compile(self):
+    def _compile(self, batch_size):
         params = self.training_params
         # What the loss is a mean of.
-        terms = params.batch_size * (self.out_dim if params.loss_mode == "hinge-loss" else 1)
+        terms = batch_size * (self.out_dim if params.loss_mode == "hinge-loss" else 1)
         self.model.compile(
             graph_ops.LatentAdam(params.lr_start, clip=1 / terms),
             graph_ops.loss_named(params.loss_mode),
@@ -498,7 +498,7 @@ class BinaryNeuralNetwork:
         try:
             with strategy.scope():
                 self.model = self._build_model()
-                self._compile()
+                self._compile(batch_size)
             for one, all_ in zip(_state_of(own), _state_of(self.model), strict=True):
                 all_.assign(graph_ops.from_chief(strategy, one.numpy()))
             yield

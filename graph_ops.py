@@ -223,7 +223,8 @@ def convolve(images, kernel, products=None):
     def forward(images, kernel):
         def backward(upstream):
             if _suits_winograd(images, kernel):
-                return winograd_gradients(images, kernel, upstream)
+                with tf.name_scope("winograd"):  # By which the profiler knows them.
+                    return winograd_gradients(images, kernel, upstream)
             of_images = tf.raw_ops.Conv2DBackpropInput(
                 input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, **options
             )
@@ -339,7 +340,7 @@ def winograd_gradients(images, kernel, upstream):
 
 def _at_points(images, matrix):
     """(36, n·tiles, channels): what every tile of `images` is at each point."""
-    points = _transformed(_transformed(images, matrix, axis=-3), matrix, axis=-2)
+    points = _winograd_points(_winograd_points(images, matrix, axis=-3), matrix, axis=-2)
     return tf.reshape(points, [POINTS**2, -1, images.shape[-1]])
 
 
@@ -349,7 +350,7 @@ def _sliced(axis, *of_axis):
 
 # One compiled function per axis: XLA makes one of both that computes the first six times over.
 @compiled
-def _transformed(images, matrix, axis):
+def _winograd_points(images, matrix, axis):
     """`matrix` times every tile along `axis`, the points on a new first axis."""
     taps = matrix.shape[1]
     last = images.shape[axis] - taps
@@ -361,12 +362,12 @@ def _transformed(images, matrix, axis):
 
 
 def _from_points(points, axis):
-    """The transpose of `_transformed` by `OF_IMAGES`; what falls into the padding is left out."""
-    return _joined(_taps(points, axis), axis)
+    """The transpose of `_winograd_points` by `OF_IMAGES`, without what is in the padding."""
+    return _winograd_sums(_winograd_taps(points, axis), axis)
 
 
 @compiled
-def _taps(points, axis):
+def _winograd_taps(points, axis):
     """What each tile gives to the six pixels that it sees, which come after `axis`."""
     return sum(
         tf.reshape(OF_IMAGES[p], [-1] + [1] * (-axis - 1))
@@ -376,7 +377,7 @@ def _taps(points, axis):
 
 
 @compiled
-def _joined(taps, axis):
+def _winograd_sums(taps, axis):
     """Sum over tiles: each shares its first pixel and its last with its neighbours."""
     before, after = slice(None, -1), slice(1, None)
 
@@ -388,10 +389,11 @@ def _joined(taps, axis):
         return tf.pad(values, padding)
 
     own = taps[_sliced(axis, slice(None), slice(1, 1 + TILE))]
-    joined = own + shifted(before, POINTS - 1, True) + shifted(after, 0, False)
-    shape = [-1 if size is None else size for size in joined.shape]
-    shape[axis - 1 : len(shape) + axis + 1] = [shape[axis - 1] * TILE]
-    return tf.reshape(joined, shape)
+    sums = own + shifted(before, POINTS - 1, True) + shifted(after, 0, False)
+    shape = [-1 if size is None else size for size in sums.shape]
+    shape[axis - 1] *= TILE
+    del shape[axis]
+    return tf.reshape(sums, shape)
 
 
 # --- Layers -----------------------------------------------------------------------------------
