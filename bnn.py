@@ -423,7 +423,10 @@ class BinaryNeuralNetwork:
         )
         x_train, y_train = self._checked(x_train, y_train)
         self._choose_basis(x_train)
-        valid = None if x_valid is None else self._checked(x_valid, y_valid)
+        valid = None
+        if x_valid is not None:
+            valid = self._checked(x_valid, y_valid)
+            valid = graph_ops.batches_in_order(*valid, batch_size=INFERENCE_BATCH)
         batch_size = min(params.batch_size, len(x_train))
         self._compile(batch_size)
         graph_ops.on_chief(strategy, self._restore, state)
@@ -461,7 +464,6 @@ class BinaryNeuralNetwork:
             steps_per_epoch=steps,
             shuffle=False,  # The pipeline does it.
             validation_data=valid,
-            validation_batch_size=INFERENCE_BATCH,
             verbose="auto" if graph_ops.is_chief(strategy) else 0,
             callbacks=[
                 _StopOnDivergence(),
@@ -575,7 +577,8 @@ class BinaryNeuralNetwork:
         -------
         ndarray of float32, shape (n, classes)
         """
-        return self.model.predict(self._checked(x), batch_size=INFERENCE_BATCH, verbose=0)
+        batches = graph_ops.batches_in_order(self._checked(x), batch_size=INFERENCE_BATCH)
+        return self.model.predict(batches, verbose=0)
 
     def classify(self, x):
         """Labels with the highest score, integers of shape (n,); `x` as in `predict`."""
