@@ -71,7 +71,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(repeats=3, images=(100,), levels=(2,), batches=(50,), group=2, epoch_images=300)
+QUICK = Plan(repeats=3, images=(100,), levels=(2,), batches=(50,), group=2, epoch_images=150)
 
 
 # --- Clock ------------------------------------------------------------------------------------
