@@ -425,8 +425,9 @@ class BinaryNeuralNetwork:
         self._choose_basis(x_train)
         valid = None
         if x_valid is not None:
-            valid = self._checked(x_valid, y_valid)
-            valid = graph_ops.batches_in_order(*valid, batch_size=INFERENCE_BATCH)
+            valid = graph_ops.batches_in_order(
+                *self._checked(x_valid, y_valid), batch_size=INFERENCE_BATCH
+            )
         batch_size = min(params.batch_size, len(x_train))
         self._compile(batch_size)
         graph_ops.on_chief(strategy, self._restore, state)

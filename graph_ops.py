@@ -267,7 +267,7 @@ def _spread(images, kernel):
 # Z = A Ẏ Aᵀ, those by x and w are ẋ = B[(G w Gᵀ) ⊙ Z]Bᵀ and ẇ = Gᵀ[(Bᵀ x B) ⊙ Z]G, summed over
 # filters and over tiles.
 TILE = 4
-OF_IMAGES = np.array(
+WINOGRAD_BT = np.array(
     [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -277,18 +277,18 @@ OF_IMAGES = np.array(
         [0, 4, 0, -5, 0, 1],
     ],
     np.float32,
-)  # Bᵀ
-OF_KERNEL = (
+)
+WINOGRAD_G = (
     np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32)
     / 24
-)  # G
-OF_PRODUCTS = np.array(
+)
+WINOGRAD_A = np.array(
     [[1, 0, 0, 0], [1, 1, 1, 1], [1, -1, 1, -1], [1, 2, 4, 8], [1, -2, 4, -8], [0, 0, 0, 1]],
     np.float32,
-)  # A
-POINTS = len(OF_IMAGES)
+)
+POINTS = len(WINOGRAD_BT)
 # Along rows and columns at once; as in `_at_points`, the points of the columns come first.
-OF_KERNEL_2D = np.einsum("pa,qb->qpab", OF_KERNEL, OF_KERNEL).reshape(POINTS**2, 9)
+WINOGRAD_GG = np.einsum("pa,qb->qpab", WINOGRAD_G, WINOGRAD_G).reshape(POINTS**2, 9)
 # With fewer, transforms take longer than the multiplications that they save.
 WINOGRAD_CHANNELS = 32
 
@@ -308,7 +308,7 @@ def winograd_gradients(images, kernel, upstream):
     """Gradients of a 3×3 `tf.nn.conv2d` (stride 1, SAME) by Winograd's algorithm.
 
     On two AVX2 cores they took 0.9 s of a step of the paper's network, batch 100, where the
-    framework's kernels took 2.4 s.
+    framework's kernels took 2.6 s.
 
     Parameters
     ----------
@@ -327,10 +327,10 @@ def winograd_gradients(images, kernel, upstream):
     seen = tf.pad(images, [[0, 0], [1, 1 + missing[0]], [1, 1 + missing[1]], [0, 0]])
     upstream = tf.pad(upstream, [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]])
     tiles = [upstream.shape[1] // TILE, upstream.shape[2] // TILE]
-    z = _at_points(upstream, OF_PRODUCTS)
-    of_kernel = tf.matmul(_at_points(seen, OF_IMAGES), z, transpose_a=True)
-    of_kernel = tf.matmul(OF_KERNEL_2D.T, tf.reshape(of_kernel, [POINTS**2, -1]))
-    kernel_points = tf.matmul(OF_KERNEL_2D, tf.reshape(kernel, [9, -1]))
+    z = _at_points(upstream, WINOGRAD_A)
+    of_kernel = tf.matmul(_at_points(seen, WINOGRAD_BT), z, transpose_a=True)
+    of_kernel = tf.matmul(WINOGRAD_GG.T, tf.reshape(of_kernel, [POINTS**2, -1]))
+    kernel_points = tf.matmul(WINOGRAD_GG, tf.reshape(kernel, [9, -1]))
     kernel_points = tf.reshape(kernel_points, [POINTS**2, channels, -1])
     of_images = tf.matmul(z, kernel_points, transpose_b=True)
     of_images = tf.reshape(of_images, [POINTS, POINTS, -1, *tiles, channels])
@@ -345,6 +345,7 @@ def _at_points(images, matrix):
 
 
 def _sliced(axis, *of_axis):
+    """An index that takes `of_axis` along `axis`, counted from the end, and all of the others."""
     return (..., *of_axis, *[slice(None)] * (-axis - 1))
 
 
@@ -363,12 +364,12 @@ def _winograd_points(images, matrix, axis):
 
 @compiled
 def _from_winograd_points(points, axis):
-    """The transpose of `_winograd_points` by `OF_IMAGES`, without what is in the padding."""
+    """The transpose of `_winograd_points` by `WINOGRAD_BT`, without what is in the padding."""
     # Of the six pixels that a tile sees the first is its neighbour's last, the last its
     # neighbour's first, and each comes from one point alone.
-    first, last = points[0] * OF_IMAGES[0, 0], points[-1] * OF_IMAGES[-1, -1]
+    first, last = points[0] * WINOGRAD_BT[0, 0], points[-1] * WINOGRAD_BT[-1, -1]
     pixels = sum(
-        _column(OF_IMAGES[p, 1:-1], axis) * points[p][_sliced(axis, slice(None), None)]
+        _column(WINOGRAD_BT[p, 1:-1], axis) * points[p][_sliced(axis, slice(None), None)]
         for p in range(POINTS)
     )
     pixels += _column([1, 0, 0, 0], axis) * _shifted(last, axis, 1)
@@ -380,6 +381,7 @@ def _from_winograd_points(points, axis):
 
 
 def _column(numbers, axis):
+    """Numbers along an axis that comes after `axis`, counted from the end."""
     return tf.reshape(tf.constant(numbers, tf.float32), [-1] + [1] * (-axis - 1))
 
 
@@ -1134,7 +1136,18 @@ def training_batches(
 
 
 def batches_in_order(*arrays, batch_size):
-    """A `tf.data.Dataset` of batches of the arrays, first to last; the last may be smaller."""
+    """The arrays (images, or images and labels) from first to last, as Keras infers and validates.
+
+    Parameters
+    ----------
+    arrays : ndarrays, shape (n, ...)
+    batch_size : int
+
+    Returns
+    -------
+    tf.data.Dataset
+        Of ceil(n / batch_size) batches, the last of which may be smaller.
+    """
     rows = arrays if len(arrays) > 1 else arrays[0]
     batches = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
     return _untuned(batches.prefetch(BATCHES_AHEAD))
