@@ -256,18 +256,24 @@ def _ternary_axes(widest):
     return figure, left, right
 
 
-def plot_ternary(samples):
+def plot_ternary(samples, networks=None):
     """Angle and share of zeros of a ternarized Gaussian against the threshold.
 
     Parameters
     ----------
     samples : dict
         Threshold τ = t/σ to (angle in radians, share of zeros), sampled.
+    networks : dict, optional
+        Name of a trained network to one row (τ, angle in radians, share of zeros) per layer, as
+        `report.ternary_layers` reads them.
     """
     figure, left, right = _ternary_axes(max(samples))
-    angles, zeros = np.transpose(list(samples.values()))
-    left.plot(list(samples), np.degrees(angles), "o", color=COLORS[0], label="samples")
-    right.plot(list(samples), 100 * zeros, "o", color=COLORS[0], label="samples")
+    sampled = np.column_stack([list(samples), list(samples.values())])
+    for i, (name, rows) in enumerate({"samples": sampled, **(networks or {})}.items()):
+        tau, angles, zeros = np.transpose(rows)
+        style = {**_layer_marker(i), "linestyle": ""}
+        left.plot(tau, np.degrees(angles), label=name, **style)
+        right.plot(tau, 100 * zeros, label=name, **style)
     _legend_below(figure, left)
     return figure
 

@@ -191,14 +191,18 @@ def test_rotated_draws_plain_and_rotated_in_degrees(rng):
 
 def test_ternary_samples_lie_on_curves_with_the_optimum_marked(rng):
     samples = {tau: geometry.ternarization_angle(tau, 50_000, rng) for tau in (0.0, 0.5, 1.5)}
-    left, right = drawn(plotting.plot_ternary(samples))
+    trained = [(0.2, np.radians(31), 0.15), (0.3, np.radians(29), 0.24)]
+    left, right = drawn(plotting.plot_ternary(samples, {"a network": trained}))
     assert "degrees" in left.get_ylabel() and "%" in right.get_ylabel()
     for axis, close in ((left, 0.5), (right, 1)):
         assert vertical(axis, "least angle") == pytest.approx(0.612, abs=1e-3)
-        ((tau, y),) = points(axis)
+        (tau, y), (trained_tau, _) = points(axis)
+        assert trained_tau == pytest.approx([0.2, 0.3])
         x, theory = line(axis, "Gaussian theory")
         assert x[-1] == 1.5
         assert y == pytest.approx(np.interp(tau, x, theory), abs=close)
+    for axis, values in ((left, [31, 29]), (right, [15, 24])):
+        assert points(axis)[1][1] == pytest.approx(values)
     x, theory = line(left, "Gaussian theory")
     assert x[np.argmin(theory)] == pytest.approx(0.612, abs=0.01)
 

@@ -569,6 +569,28 @@ def find_report(checkpoint, images=2000):
     return measured, f"no stored report of this checkpoint: measured on {count} test images"
 
 
+def ternary_layers(results="results"):
+    """Where the layers of the ternary networks whose reports lie under `results` stand.
+
+    Returns
+    -------
+    dict
+        Name of the network to an array of shape (layers, 3): the threshold τ = t/σ, the mean
+        angle in radians, and the share of weights that are zero.
+    """
+    networks = {}
+    for path in sorted(Path(results).glob("*/report.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["network_params"]["levels"] == 3:
+            networks[path.parent.name] = np.array(
+                [
+                    (layer["tau"], np.radians(layer["angle"]), layer["shares"][1])
+                    for layer in summary["layers"]
+                ]
+            )
+    return networks
+
+
 def _restored(layer, arrays):
     for name in _LAYER_ARRAYS:
         setattr(layer, name, arrays.get(f"{layer.name}/{name}"))

@@ -18,6 +18,7 @@ import report
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
 from data.load_data import load_data
+from utils import write_json
 
 # --- Claims and the report ---
 
@@ -214,6 +215,20 @@ def test_the_report_is_stored_with_its_checkpoint_alone(checkpoint, capsys):
     assert report.stored_report(checkpoint) is not None
     network.with_weights([]).fit(data.x_train[:50], data.y_train[:50]).save(checkpoint)
     assert report.stored_report(checkpoint) is None
+
+
+def test_layers_of_ternary_networks_are_read_from_their_reports(tmp_path):
+    made = exemplary(threshold=0.02)
+    layers = [report._plain(report.layer_summary(layer)) for layer in made.layers]
+    for name, levels in (("two", 2), ("three", 3)):
+        summary = {"network_params": {"levels": levels}, "layers": layers}
+        write_json(tmp_path / name / "report.json", summary)
+    networks = report.ternary_layers(tmp_path)
+    assert list(networks) == ["three"]
+    for (tau, angle, zeros), layer in zip(networks["three"], made.layers, strict=True):
+        assert tau == pytest.approx(layer.tau)
+        assert angle == pytest.approx(layer.angles.mean())
+        assert zeros == np.mean(layer.wb == 0)
 
 
 def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
