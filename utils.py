@@ -351,7 +351,7 @@ RECIPES = {
     "fast": TrainingParams(
         batch_size=100,
         epochs=40,
-        lr_start=3e-3,
+        lr_start=4e-3,
         lr_end=1e-5,
         lr_schedule="linear",
         augment="crop-flip",
