@@ -256,20 +256,20 @@ def _ternary_axes(widest):
     return figure, left, right
 
 
-def plot_ternary(samples, networks=None):
+def plot_ternary(samples, networks):
     """Angle and share of zeros of a ternarized Gaussian against the threshold.
 
     Parameters
     ----------
     samples : dict
         Threshold τ = t/σ to (angle in radians, share of zeros), sampled.
-    networks : dict, optional
+    networks : dict
         Name of a trained network to one row (τ, angle in radians, share of zeros) per layer, as
         `report.ternary_layers` reads them.
     """
     figure, left, right = _ternary_axes(max(samples))
     sampled = np.column_stack([list(samples), list(samples.values())])
-    for i, (name, rows) in enumerate({"samples": sampled, **(networks or {})}.items()):
+    for i, (name, rows) in enumerate({"samples": sampled, **networks}.items()):
         tau, angles, zeros = np.transpose(rows)
         style = {**_layer_marker(i), "linestyle": ""}
         left.plot(tau, np.degrees(angles), label=name, **style)

@@ -584,6 +584,7 @@ def ternary_layers(results="results"):
         if summary["network_params"]["levels"] == 3:
             networks[path.parent.name] = np.array(
                 [
+                    # The shares are those of −1, 0 and 1.
                     (layer["tau"], np.radians(layer["angle"]), layer["shares"][1])
                     for layer in summary["layers"]
                 ]

@@ -97,7 +97,7 @@ def parser():
     add(net, "--continuous", "off", "quantize nothing", action="store_true")
 
     train = cli.add_argument_group("training")
-    recipe = "defaults of the flags below: the paper's, or 40 epochs that get the most from that"
+    recipe = "defaults of the flags below: the paper's, or those of a training of 40 epochs"
     add(train, "--recipe", "paper", recipe, choices=tuple(RECIPES))
     track = "angles and r after every epoch, in geometry.csv"
     add(train, "--track_geometry", "off", track, action="store_true")

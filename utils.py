@@ -345,7 +345,7 @@ class TrainingParams:
         return self.lr_start * (self.lr_end / self.lr_start) ** done
 
 
-# The paper's training, and what gets the most from a tenth of it.
+# The paper's training, and a shorter one, chosen by the runs in results/recipe_search.csv.
 RECIPES = {
     "paper": TrainingParams(),
     "fast": TrainingParams(
