@@ -882,6 +882,25 @@ def saturated_share(w):
     return np.mean(np.abs(w) >= 1)
 
 
+def glorot_sd(shape):
+    """Standard deviation of latent weights at the start, by Glorot's uniform initialization.
+
+    σ = √(2/(fan-in + fan-out)), fan-out counting a filter's positions as fan-in does (Glorot and
+    Bengio 2010, eq. 16).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the kernel, HWIO or (inputs, units).
+
+    Returns
+    -------
+    float
+    """
+    *field, inputs, units = shape
+    return np.sqrt(2 / (np.prod(field) * (inputs + units)))
+
+
 def scaling_exponent(d, sd):
     """Exponent p of the power law sd ∝ d^p: the slope of a straight line through the logarithms.
 

@@ -137,6 +137,11 @@ class LayerMeasurement:
         return self.threshold / self.wc.std()
 
     @property
+    def growth(self):
+        """Standard deviation of the latent weights over the one that they started with."""
+        return self.wc.std() / geometry.glorot_sd(self.wc.shape)
+
+    @property
     def kurtosis(self):
         """Mean over units of each unit's own: pooling would mix scales."""
         return np.nanmean(geometry.unit_kurtosis(self.wc))

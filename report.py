@@ -33,6 +33,7 @@ from plotting import run_figures
 from utils import (
     atomic_path,
     file_digest,
+    markdown_table,
     one_line_errors,
     require,
     saved_parameters,
@@ -612,6 +613,8 @@ def layer_summary(layer):
         "angle": np.nanmean(angles),
         "angle_sd": np.nanstd(angles),
         "gaussian_angle": np.degrees(layer.theory[0]),
+        "latent_sd": layer.wc.std(),
+        "growth": layer.growth,
         "kurtosis": layer.kurtosis,
         "kurtosis_angle": np.degrees(layer.shape_angle),
         "peak": layer.peaked_angle[1],
@@ -673,7 +676,7 @@ def report_text(report, claims):
         f"to {REFIT_IMAGES} training images. Inner layers are the convolutional ones but the "
         "first; fully connected layers are measured, not judged.",
         "",
-        *_markdown(
+        *markdown_table(
             ("claim", "theory", "measured", "condition", "holds"),
             [
                 (c.id, c.theory, c.measured, c.condition, {None: "—"}.get(c.holds) or _yes(c.holds))
@@ -694,10 +697,10 @@ def report_text(report, claims):
             for name, values in report.rotation.items()
         ]
         lines += ["## The first layer in other bases: r when this is quantized there", ""]
-        lines += [*_markdown(("basis", "weights", "patches", "both"), rows), ""]
+        lines += [*markdown_table(("basis", "weights", "patches", "both"), rows), ""]
     rows = [(name, *(f"{a:.2%}" for a in pair)) for name, pair in report.substitution.items()]
     lines += ["## Latent weights in place of quantized ones: test accuracy", ""]
-    lines += [*_markdown(("substituted", "as it is", "batch norm re-estimated"), rows), ""]
+    lines += [*markdown_table(("substituted", "as it is", "batch norm re-estimated"), rows), ""]
     return "\n".join(lines)
 
 
@@ -713,6 +716,8 @@ def _weights_table(report):
             f"{_figure(np.degrees(layer.angles), '{:.2f}')}",
             f"{np.degrees(np.nanstd(layer.angles)):.2f}",
             f"{np.degrees(layer.theory[0]):.2f}",
+            f"{layer.wc.std():.3f}",
+            f"{layer.growth:.1f}",
             f"{layer.kurtosis:.2f}",
             f"{np.degrees(layer.shape_angle):.2f}",
             f"{layer.peaked_angle[1]:.1%}",
@@ -725,13 +730,15 @@ def _weights_table(report):
         )
         for layer in report.layers
     ]
-    return _markdown(
+    return markdown_table(
         (
             "layer",
             "d",
             "angle (°)",
             "sd (°)",
             "Gaussian (°)",
+            "σ",
+            "σ / initial",
             "κ",
             "angle of κ (°)",
             "peak at 0",
@@ -767,7 +774,7 @@ def _dots_table(report):
                 _first_share(layer),
             )
         )
-    return _markdown(
+    return markdown_table(
         (
             "layer",
             "r",
@@ -785,11 +792,6 @@ def _dots_table(report):
         ),
         rows,
     )
-
-
-def _markdown(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 
 
 # --- Which network ----------------------------------------------------------------------------

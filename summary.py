@@ -1,0 +1,261 @@
+"""The README's tables, from the reports, histories and metadata under results/.
+
+`python summary.py` prints them, and a test compares the README with them.
+"""
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import geometry
+from utils import markdown_table, one_line_errors, require
+
+# isort: split
+import numpy as np
+
+# The networks of the table of claims, a column each: those whose report is there.
+NETWORKS = {
+    "cifar-10_binary": "CIFAR-10, binary",
+    "cifar-10_ternary": "CIFAR-10, ternary",
+    "cifar-10_binary_quarter": "CIFAR-10, binary, quarter width",
+    "cifar-10_ternary_quarter": "CIFAR-10, ternary, quarter width",
+    "MNIST_binary": "MNIST, binary",
+    "MNIST_ternary": "MNIST, ternary",
+}
+
+# Flags that say where a run lies and what it keeps, not what it trains.
+_ELSEWHERE = ("--data_dir", "--out_dir", "--seed")
+_KEEPING = ("--resume", "--track_geometry", "--pack", "--compact")
+
+
+# --- Claims -----------------------------------------------------------------------------------
+
+
+def claims_table(results="results"):
+    """What the paper claims beside what was measured on each network of `NETWORKS`.
+
+    Figures of layers are those of the inner ones, the convolutional layers but the first, unless
+    said. A figure in bold misses its condition, one of those that `report.py` judges claims by.
+
+    Parameters
+    ----------
+    results : path-like
+        Folder of the runs, one folder each.
+
+    Returns
+    -------
+    list of str
+        Lines of Markdown.
+
+    Raises
+    ------
+    ValueError
+        If none of the networks has a report there.
+    """
+    paths = {name: Path(results) / name / "report.json" for name in NETWORKS}
+    reports = {name: _read(path) for name, path in paths.items() if path.is_file()}
+    require(reports, f"{results} holds no report of any of {', '.join(NETWORKS)}")
+    rows = [
+        (claim, theory, *(figure(report) for report in reports.values()))
+        for claim, theory, figure in CLAIMS
+    ]
+    return markdown_table(("claim", "paper or theory", *(NETWORKS[name] for name in reports)), rows)
+
+
+def _read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _convs(report):
+    return [layer for layer in report["layers"] if layer["layer"].startswith("conv_")]
+
+
+def _range(values, form):
+    low, high = (form.format(bound).replace("-", "−") for bound in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
+    """The range of a figure over the inner layers, in bold where it leaves its bounds."""
+
+    def figure(report):
+        values = [value(layer) for layer in _convs(report)[1:]]
+        text = _range(values, form)
+        return text if at_least <= min(values) and max(values) <= at_most else f"**{text}**"
+
+    return figure
+
+
+def _judged(claim_id, figure):
+    """A figure as the report judges its claim: in bold where it fails, a dash where it is none."""
+
+    def judged(report):
+        holds = next(claim["holds"] for claim in report["claims"] if claim["id"] == claim_id)
+        return "—" if holds is None else figure(report) if holds else f"**{figure(report)}**"
+
+    return judged
+
+
+def _accuracy(report):
+    return f"{100 * report['test_accuracy']:.2f}"
+
+
+def _off_closed_form(layer):
+    return abs(layer["angle"] - np.degrees(np.arccos(geometry.ternary_cosine(layer["tau"]))))
+
+
+def _off_kurtosis(layer):
+    return abs(layer["angle"] - layer["kurtosis_angle"])
+
+
+def _exponent(report):
+    d, sd = ([layer[key] for layer in _convs(report)] for key in ("d", "angle_sd"))
+    return f"{geometry.scaling_exponent(d, sd):.2f}".replace("-", "−")
+
+
+def _fall(report):
+    before = _inner(lambda layer: layer["weights_dot"]["inside_unit_r"], "{:.2f}")(report)
+    after = _inner(lambda layer: layer["permuted"]["inside_unit_r"], "{:.2f}")(report)
+    return f"{before} → {after}"
+
+
+def _first_r(report):
+    return f"{_convs(report)[0]['weights_dot']['r']:.3f}"
+
+
+def _whitened(report):
+    first = _convs(report)[0]
+    r = [first["weights_dot"]["r"], report["rotation"]["zca"]["weights"]]
+    return f"{100 * first['variance_shares'][0]:.0f} %, {r[0]:.3f} → {r[1]:.3f}"
+
+
+def _points_lost(report):
+    refitted = [report["substitution"][layer["layer"]][1] for layer in _convs(report)[1:]]
+    return _range([100 * (report["test_accuracy"] - accuracy) for accuracy in refitted], "{:.2f}")
+
+
+_ANGLE = "angle of w<sup>c</sup> and w<sup>b</sup>"
+
+# What is claimed, what the paper or theory has for it, and the figure.
+CLAIMS = (
+    ("test accuracy (%)", "CIFAR-10 88.6 to 89.9 after 500 epochs", _accuracy),
+    (f"{_ANGLE} (°)", "37.07; less if ternary", _inner(lambda layer: layer["angle"], "{:.1f}")),
+    ("… off the Gaussian one at its t/σ (°)", "≤ 4", _inner(_off_closed_form, "{:.1f}", at_most=4)),
+    ("… off the one of its kurtosis (°)", "≤ 1", _inner(_off_kurtosis, "{:.2f}", at_most=1)),
+    (
+        "spread of w<sup>c</sup> over the one at the start",
+        "≥ 2",
+        _inner(lambda layer: layer["growth"], "{:.1f}", at_least=2),
+    ),
+    (f"spread of {_ANGLE}: exponent of d", "−0.5 ± 0.15", _judged("angle-scaling", _exponent)),
+    (
+        "r of A·w<sup>c</sup> and A·w<sup>b</sup>",
+        "≥ 0.9",
+        _judged("weights-dot", _inner(lambda layer: layer["weights_dot"]["r"])),
+    ),
+    ("… in the first layer", "below", _judged("weights-dot", _first_r)),
+    (
+        "r of A<sup>c</sup>·w<sup>b</sup> and A<sup>b</sup>·w<sup>b</sup>",
+        "≥ 0.85",
+        _judged("activations-dot", _inner(lambda layer: layer["activations_dot"]["r"])),
+    ),
+    (
+        "r by unit, inputs as they are → permuted",
+        "→ cosine of the angle",
+        _judged("permutation", _fall),
+    ),
+    (
+        "first layer: variance on one axis, r as it is → whitened",
+        "≥ 50 %, up by 0.15",
+        _judged("first-layer", _whitened),
+    ),
+    (
+        "points lost with w<sup>c</sup> in place of w<sup>b</sup> in one layer",
+        "≤ 2",
+        _judged("substitution", _points_lost),
+    ),
+)
+
+
+# --- Runs -------------------------------------------------------------------------------------
+
+
+def runs_table(results="results"):
+    """Every trained network under `results`, runs that differ in their seed alone as one line.
+
+    Accuracies are means over seeds with the standard deviation over them.
+
+    Parameters
+    ----------
+    results : path-like
+        Folder of the runs, one folder each.
+
+    Returns
+    -------
+    list of str
+        Lines of Markdown.
+
+    Raises
+    ------
+    ValueError
+        If no run is there.
+    """
+    groups = defaultdict(list)
+    for path in sorted(Path(results).glob("*/run.json")):
+        run = _read(path)
+        groups[_flags(run)].append((run, path.parent))
+    require(groups, f"{results} holds no run")
+    rows = []
+    for flags, runs in sorted(groups.items()):
+        seeds = sorted(run["training_params"]["seed"] for run, _ in runs)
+        minutes = [_minutes(folder) for _, folder in runs]
+        rows.append(
+            (
+                f"`{flags}`" if flags else "none",
+                ", ".join(map(str, seeds)),
+                runs[0][0]["training_params"]["epochs"],
+                _spread([100 * run["test_accuracy"] for run, _ in runs]),
+                f"{np.mean(minutes):.0f}",
+            )
+        )
+    return markdown_table(("flags", "seeds", "epochs", "test accuracy (%)", "minutes"), rows)
+
+
+def _flags(run):
+    """The flags of a run's first sitting that say what it trains."""
+    words, kept = run["sittings"][0]["command"][1:], []
+    while words:
+        word, *words = words
+        if word in _ELSEWHERE:
+            words = words[1:]
+        elif word not in _KEEPING:
+            kept.append(word)
+    return " ".join(kept)
+
+
+def _minutes(folder):
+    with open(folder / "history.csv", encoding="utf-8", newline="") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
+
+
+def _spread(values):
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
+def main(argv=None):
+    """`python summary.py`: print both tables."""
+    cli = argparse.ArgumentParser(prog="summary.py", description=__doc__.splitlines()[0])
+    cli.add_argument("--results", default="results", help="folder of the runs (default: results)")
+    args = cli.parse_args(argv)
+    with one_line_errors("summary.py"):
+        print("\n".join([*claims_table(args.results), "", *runs_table(args.results)]))
+
+
+if __name__ == "__main__":
+    main()
