@@ -800,7 +800,7 @@ def _dots_table(report):
 def choose_checkpoint(output="output", results="results"):
     """The checkpoint that a notebook should open.
 
-    `BNN_CHECKPOINT` if it is set; else the newest trained run under `output`, the demo's aside;
+    `BNN_CHECKPOINT` if it is set; else the newest trained run under `output`, the demos' aside;
     else the paper's network as it was trained for this repository, under `results`. The demo's
     where there is no other, or where the data set of the other is missing.
 
@@ -820,7 +820,8 @@ def choose_checkpoint(output="output", results="results"):
     if os.environ.get("BNN_CHECKPOINT"):
         chosen, why = Path(os.environ["BNN_CHECKPOINT"]), "named by BNN_CHECKPOINT"
     else:
-        runs = [path for path in output.glob("*/network.keras") if path != demo]
+        demos = (demo, output / "cluster_demo" / "network.keras")
+        runs = [path for path in output.glob("*/network.keras") if path not in demos]
         chosen = max(runs, key=lambda path: path.stat().st_mtime, default=None)
         why = "the newest trained run"
         published = Path(results) / "cifar-10_binary" / "network.keras"

@@ -251,6 +251,8 @@ def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
         chosen()
     demo = trained(output / "demo", (8, 8, 1), age=0)
     assert chosen() == demo
+    trained(output / "cluster_demo", (8, 8, 1), age=0)
+    assert chosen() == demo
     published = trained(results / "cifar-10_binary", (32, 32, 3), age=1)
     assert chosen() == published
     monkeypatch.setattr(report, "missing_files", lambda data_set: data_set == "cifar-10")
