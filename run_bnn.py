@@ -122,7 +122,7 @@ def parser():
         choices=("auto", "float32", "mixed_bfloat16"),
     )
     mirrored = "mirror training images at random, or shift them too"
-    add(train, "--augment", "none", mirrored, choices=("flip", "crop-flip"))
+    add(train, "--augment", "none", mirrored, choices=("none", "flip", "crop-flip"))
     add(train, "--seed", training.seed, "of initialization and shuffling", **whole)
     add(
         train,
@@ -173,6 +173,8 @@ def training_params(args):
     """TrainingParams of the recipe and the flags, all but the precision, which takes TensorFlow."""
     names = [field.name for field in dataclasses.fields(TrainingParams) if field.name in args]
     given = {name: getattr(args, name) for name in names if name != "precision"}
+    if given.get("augment") == "none":  # Not the same as no flag, with a recipe that augments.
+        given["augment"] = None
     if "debug" in args:
         given.setdefault("epochs", DEBUG_EPOCHS)
     return dataclasses.replace(RECIPES[getattr(args, "recipe", "paper")], **given)

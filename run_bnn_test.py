@@ -305,6 +305,8 @@ def test_flags_change_the_recipe():
     args = run_bnn.parser().parse_args(["--recipe", "fast", "--epochs", "3", "--seed", "2"])
     wanted = dataclasses.replace(RECIPES["fast"], epochs=3, seed=2)
     assert run_bnn.training_params(args) == wanted != RECIPES["fast"]
+    args = run_bnn.parser().parse_args(["--recipe", "fast", "--augment", "none"])
+    assert run_bnn.training_params(args) == dataclasses.replace(RECIPES["fast"], augment=None)
 
 
 def test_defaults_are_the_published_ones():
