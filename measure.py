@@ -137,8 +137,8 @@ class LayerMeasurement:
         return self.threshold / self.wc.std()
 
     @property
-    def growth(self):
-        """Standard deviation of the latent weights over the one that they started with."""
+    def sd_over_initial(self):
+        """Standard deviation of the latent weights over that of the published initialization."""
         return self.wc.std() / geometry.glorot_sd(self.wc.shape)
 
     @property

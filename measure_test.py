@@ -458,12 +458,12 @@ def test_the_scaled_sign_is_the_nearest_multiple_of_the_signs():
     assert (layer.weight_quantizer, layer.activation_quantizer) == ("scaled_sign", "binary")
 
 
-def test_growth_is_relative_to_the_published_initialization():
+def test_an_untrained_network_has_the_spread_of_the_published_initialization():
     network = BinaryNeuralNetwork((8, 8, 1), 10, NetworkParams(conv=[64, 96], max_pool=[0, 1]))
     layers = measure.layer_weights(network)
-    np.testing.assert_allclose([layer.growth for layer in layers], 1, rtol=0.05)
+    np.testing.assert_allclose([layer.sd_over_initial for layer in layers], 1, rtol=0.05)
     layers[1].wc = 3 * layers[1].wc
-    assert layers[1].growth == pytest.approx(3, rel=0.05)
+    assert layers[1].sd_over_initial == pytest.approx(3, rel=0.05)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])

@@ -112,7 +112,7 @@ def _off_kurtosis(layer):
 
 def _exponent(report):
     d, sd = ([layer[key] for layer in _convs(report)] for key in ("d", "angle_sd"))
-    return f"{geometry.scaling_exponent(d, sd):.2f}".replace("-", "−")
+    return _range([geometry.scaling_exponent(d, sd)], "{:.2f}")
 
 
 def _fall(report):
@@ -147,7 +147,7 @@ CLAIMS = (
     (
         "spread of w<sup>c</sup> over the one at the start",
         "≥ 2",
-        _inner(lambda layer: layer["growth"], "{:.1f}", at_least=2),
+        _inner(lambda layer: layer["sd_over_initial"], "{:.1f}", at_least=2),
     ),
     (f"spread of {_ANGLE}: exponent of d", "−0.5 ± 0.15", _judged("angle-scaling", _exponent)),
     (
@@ -251,10 +251,9 @@ def _spread(values):
 def main(argv=None):
     """`python summary.py`: print both tables."""
     cli = argparse.ArgumentParser(prog="summary.py", description=__doc__.splitlines()[0])
-    cli.add_argument("--results", default="results", help="folder of the runs (default: results)")
-    args = cli.parse_args(argv)
+    cli.parse_args(argv)
     with one_line_errors("summary.py"):
-        print("\n".join([*claims_table(args.results), "", *runs_table(args.results)]))
+        print("\n".join([*claims_table(), "", *runs_table()]))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def layer(name, d, **other):
         "angle_sd": 20 / d**0.5,
         "kurtosis_angle": 37.2,
         "tau": 0.0,
-        "growth": 4.0,
+        "sd_over_initial": 4.0,
         "variance_shares": [0.75],
         "weights_dot": pairs,
         "activations_dot": pairs,
@@ -36,11 +36,10 @@ def layer(name, d, **other):
     return {**figures, **other}
 
 
-def write_report(folder, layers, holds=True, levels=2):
+def write_report(folder, layers, holds=True):
     claims = ("angle-scaling", "weights-dot", "activations-dot", "permutation", "first-layer")
     report = {
         "test_accuracy": 0.8712,
-        "network_params": {"levels": levels},
         "claims": [{"id": name, "holds": holds} for name in (*claims, "substitution")],
         "layers": [*layers, layer("fc_1", 100, angle=50.0)],
         "rotation": {"zca": {"weights": 0.83}},
@@ -56,11 +55,11 @@ def column(folder):
 
 
 def first_layer():
-    return layer("conv_1", 27, angle=31.0, growth=1.1, weights_dot={"r": 0.56})
+    return layer("conv_1", 27, angle=31.0, sd_over_initial=1.1, weights_dot={"r": 0.56})
 
 
 def test_claims_are_those_of_the_inner_layers(tmp_path):
-    inner = [layer("conv_2", 1152), layer("conv_3", 2304, angle=38.0, growth=5.0)]
+    inner = [layer("conv_2", 1152), layer("conv_3", 2304, angle=38.0, sd_over_initial=5.0)]
     write_report(tmp_path / "cifar-10_binary", [first_layer(), *inner])
     figures = list(column(tmp_path).values())
     assert figures[:6] == [
@@ -80,7 +79,7 @@ def test_claims_are_those_of_the_inner_layers(tmp_path):
     [
         ({"angle": 41.2, "kurtosis_angle": 41.0}, ["4.1"]),
         ({"kurtosis_angle": 38.6}, ["1.10"]),
-        ({"growth": 1.9}, ["1.9"]),
+        ({"sd_over_initial": 1.9}, ["1.9"]),
         # A threshold turns the Gaussian angle: 33.9 degrees at 0.11.
         ({"tau": 0.11, "angle": 38.2, "kurtosis_angle": 38.0}, ["4.3"]),
         ({"tau": 0.11, "angle": 33.9, "kurtosis_angle": 33.9}, []),
@@ -119,8 +118,9 @@ def test_seeds_of_one_run_are_a_line(tmp_path):
     ]
 
 
-def test_an_empty_folder_gets_one_line(tmp_path, capsys):
+def test_an_empty_folder_gets_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        summary.main(["--results", str(tmp_path)])
+        summary.main([])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
