@@ -205,10 +205,11 @@ def runs_table(results="results"):
     groups = defaultdict(list)
     for path in sorted(Path(results).glob("*/run.json")):
         run = _read(path)
-        groups[_flags(run)].append((run, path.parent))
+        groups[_training(run)].append((run, path.parent))
     require(groups, f"{results} holds no run")
     rows = []
-    for flags, runs in sorted(groups.items()):
+    for runs in sorted(groups.values(), key=lambda runs: _flags(runs[0][0])):
+        flags = _flags(runs[0][0])
         seeds = sorted(run["training_params"]["seed"] for run, _ in runs)
         minutes = [_minutes(folder) for _, folder in runs]
         rows.append(
@@ -221,6 +222,12 @@ def runs_table(results="results"):
             )
         )
     return markdown_table(("flags", "seeds", "epochs", "test accuracy (%)", "minutes"), rows)
+
+
+def _training(run):
+    """All that decides on a run but for its seed, whatever the order of its flags."""
+    parts = [run[name] for name in ("data_set", "valid_size", "debug", "network_params")]
+    return json.dumps([*parts, {**run["training_params"], "seed": None}], sort_keys=True)
 
 
 def _flags(run):

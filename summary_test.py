@@ -101,6 +101,10 @@ def write_run(folder, seed, accuracy, *flags):
     command = ["run_bnn.py", *flags, "--seed", str(seed), "--data_dir", "data", "--resume"]
     run = {
         "test_accuracy": accuracy,
+        "data_set": "MNIST",
+        "valid_size": None,
+        "debug": False,
+        "network_params": sorted(flags),
         "training_params": {"seed": seed, "epochs": 2},
         "sittings": [{"command": command}, {"command": ["run_bnn.py", "--other"]}],
     }
@@ -109,12 +113,12 @@ def write_run(folder, seed, accuracy, *flags):
 
 
 def test_seeds_of_one_run_are_a_line(tmp_path):
-    write_run(tmp_path / "a", 0, 0.81, "--levels", "3")
-    write_run(tmp_path / "b", 1, 0.83, "--levels", "3")
+    write_run(tmp_path / "a", 0, 0.81, "--pool", "--levels=3")
+    write_run(tmp_path / "b", 1, 0.83, "--levels=3", "--pool")
     write_run(tmp_path / "c", 0, 0.9, "--continuous")
     assert summary.runs_table(tmp_path)[2:] == [
         "| `--continuous` | 0 | 2 | 90.00 | 2 |",
-        "| `--levels 3` | 0, 1 | 2 | 82.00 ± 1.41 | 2 |",
+        "| `--pool --levels=3` | 0, 1 | 2 | 82.00 ± 1.41 | 2 |",
     ]
 
 
