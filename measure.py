@@ -673,7 +673,7 @@ class GeometryLog(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self._rows is None:
             # A resumed training keeps what it had recorded before it was cut off.
-            earlier = read_geometry(self.path) if epoch and self.path.exists() else []
+            earlier = read_geometry(self.path) if epoch else []
             self._rows = [row for row in earlier if row["epochs"] < epoch]
             self._record(epoch)
 
@@ -696,7 +696,9 @@ class GeometryLog(keras.callbacks.Callback):
 
 
 def read_geometry(path):
-    """What a `GeometryLog` has recorded: a dict per row, in the file's order."""
+    """What a `GeometryLog` has recorded, a dict per row; nothing where there is no file."""
+    if not Path(path).exists():
+        return []
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     whole = {"epochs": int, "layer": str}

@@ -427,6 +427,7 @@ def test_the_geometry_is_recorded_before_and_after_each_epoch(tmp_path):
     log = measure.GeometryLog(network, x, path)
     log.on_epoch_begin(0)
     assert {row["epochs"] for row in measure.read_geometry(path)} == {0}
+    assert measure.read_geometry(tmp_path / "missing.csv") == []
 
 
 def test_a_quantizers_name_is_taken_once():

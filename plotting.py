@@ -678,8 +678,11 @@ def plot_angle_history(rows):
     return figure
 
 
-def run_figures(layers, folder):
-    """Write the figures of a trained network to `folder`, as PNG and PDF."""
+def run_figures(layers, folder, history=()):
+    """Write the figures of a trained network to `folder`, as PNG and PDF.
+
+    `history` is what `measure.read_geometry` gives, and without it there is no figure of it.
+    """
     figures = {
         "angles": plot_layer_angles(layers),
         "angle_scaling": plot_angle_scaling(layers),
@@ -687,6 +690,8 @@ def run_figures(layers, folder):
         "activations_dot": plot_dot_products(layers, "activations_dot"),
         "weights": plot_weights(layers),
     }
+    if history:
+        figures["angle_history"] = plot_angle_history(history)
     for name, figure in figures.items():
         save_figure(figure, folder, name)
         plt.close(figure)

@@ -385,13 +385,15 @@ def test_thresholds_put_layers_at_their_own(layers):
     assert line(left, "Gaussian theory")[0][-1] == pytest.approx(1.8)
 
 
+HISTORY = [
+    {"epochs": e, "layer": name, "angle": 30 + e + i, "r": 0.8 + 0.01 * e}
+    for e in range(3)
+    for i, name in enumerate(("conv_1", "fc_1"))
+]
+
+
 def test_angle_history_draws_a_line_a_layer():
-    rows = [
-        {"epochs": e, "layer": name, "angle": 30 + e + i, "r": 0.8 + 0.01 * e}
-        for e in range(3)
-        for i, name in enumerate(("conv_1", "fc_1"))
-    ]
-    left, right = drawn(plotting.plot_angle_history(rows))
+    left, right = drawn(plotting.plot_angle_history(HISTORY))
     assert np.array_equal(line(left, "fc_1"), [[0, 1, 2], [31, 32, 33]])
     assert line(right, "conv_1")[1] == pytest.approx([0.8, 0.81, 0.82])
 
@@ -405,11 +407,13 @@ def test_layers_never_share_a_style_within_twenty_four():
 # --- Files ------------------------------------------------------------------------------------
 
 
-def test_run_figures_writes_both_formats_and_leaves_none_open(layers, tmp_path):
+@pytest.mark.parametrize("history", [[], HISTORY], ids=["without history", "with history"])
+def test_run_figures_writes_both_formats_and_leaves_none_open(layers, history, tmp_path):
     before = plt.get_fignums()
-    plotting.run_figures(layers, tmp_path / "figures")
+    plotting.run_figures(layers, tmp_path / "figures", history)
     assert plt.get_fignums() == before
     names = {"angles", "angle_scaling", "weights_dot", "activations_dot", "weights"}
+    names |= {"angle_history"} if history else set()
     files = {path.name for path in (tmp_path / "figures").iterdir()}
     assert files == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     assert (tmp_path / "figures" / "angles.pdf").read_bytes().startswith(b"%PDF")

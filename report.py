@@ -26,6 +26,7 @@ from measure import (
     DotProducts,
     layer_weights,
     measure_network,
+    read_geometry,
     rotation_correlations,
     substitution_accuracies,
 )
@@ -530,7 +531,7 @@ def write_report(report, folder):
     }
     write_json(folder / "report.json", _plain(summary))
     write_text(folder / "report.md", report_text(report, claims))
-    run_figures(report.layers, folder / "figures")
+    run_figures(report.layers, folder / "figures", read_geometry(folder / "geometry.csv"))
 
 
 def stored_report(checkpoint):

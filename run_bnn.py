@@ -294,9 +294,10 @@ def start_record(folder, record, resume):
             "or take another --out_dir",
         )
         return earlier
-    (folder / STATE).unlink(missing_ok=True)
-    (folder / HISTORY).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    for name in (STATE, HISTORY, GEOMETRY):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("tensorboard", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     return record
 
 
@@ -378,7 +379,7 @@ def run(argv):
     # Only now, as it takes seconds: a wrong flag should be answered at once.
     from bnn import BinaryNeuralNetwork
     from graph_ops import choose_precision, on_chief, quantizer_named, training_strategy
-    from measure import format_table, measure_layers
+    from measure import format_table, measure_layers, read_geometry
     from plotting import run_figures
 
     if network.quantizer:
@@ -423,7 +424,7 @@ def run(argv):
     print(format_table(layers))
     accuracy = bnn.score(data.x_test, data.y_test)
     if training.epochs:
-        run_figures(layers, out_dir / "figures")
+        run_figures(layers, out_dir / "figures", read_geometry(out_dir / GEOMETRY))
         write_json(out_dir / RECORD, {**record, "test_accuracy": accuracy})
         (out_dir / STATE).unlink()
     if "compact" in args:

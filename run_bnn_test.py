@@ -16,6 +16,7 @@ import pytest
 
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams
+from measure import read_geometry
 from utils import RECIPES, TrainingParams
 
 ROOT = Path(__file__).parent
@@ -60,6 +61,16 @@ def test_evaluating_a_checkpoint_prints_table_accuracy_and_path(finished, capsys
     assert lines[-2:] == [f"test accuracy {accuracy:.4f}", str(path)]
     # In the table of the geometry and in that of the cost.
     assert sum(line.startswith(("conv_", "fc_")) for line in lines) == 2 * 4
+
+
+def test_geometry_is_that_of_the_folders_last_run(tmp_path):
+    command = [*SMALL, "--epochs", "1", "--out_dir", str(tmp_path)]
+    run_bnn.main([*command, "--track_geometry"])
+    tracked = [tmp_path / "geometry.csv", tmp_path / "figures" / "angle_history.png"]
+    assert {row["epochs"] for row in read_geometry(tracked[0])} == {0, 1}
+    assert tracked[1].exists()
+    run_bnn.main(command)
+    assert not any(path.exists() for path in tracked)
 
 
 def test_packing_a_checkpoint_says_what_it_gave(finished, tmp_path, capsys):
