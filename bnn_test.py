@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from bnn import BinaryNeuralNetwork, NetworkParams, PackedNetwork, TrainingParam
 from data.load_data import load_data, missing_files
 from graph_ops_test import numpy_convolution, numpy_pool
 
+ROOT = Path(__file__).parent
 KINDS = {
     "binary": {},
     "ternary": {"levels": 3},
@@ -418,6 +420,18 @@ def test_scores_are_equal_on_whole_test_sets(data_set, levels):
     network.fit(data.x_train[:1000], data.y_train[:1000])
     packed = PackedNetwork.from_network(network)
     np.testing.assert_array_equal(packed.predict(data.x_test), network.predict(data.x_test))
+
+
+@pytest.mark.slow
+def test_published_packed_network_is_the_published_checkpoint():
+    if missing_files("cifar-10"):
+        pytest.skip("cifar-10 is not here")
+    data, folder = load_data("cifar-10"), ROOT / "results" / "cifar-10_binary"
+    scores = PackedNetwork.load(folder / "network.packed").predict(data.x_test)
+    network = BinaryNeuralNetwork.load(folder / "network.keras")
+    np.testing.assert_array_equal(scores, network.predict(data.x_test))
+    record = json.loads((folder / "run.json").read_text())
+    assert np.mean(scores.argmax(axis=1) == data.y_test) == pytest.approx(record["test_accuracy"])
 
 
 @pytest.mark.parametrize(("levels", "megabytes"), [(2, 1.9), (3, 3.7)])

@@ -3,9 +3,13 @@
 Every `plot_` function returns a matplotlib figure.
 """
 
+from itertools import compress
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
+from scipy.cluster.hierarchy import fclusterdata
 from scipy.stats import norm
 
 import geometry
@@ -33,10 +37,11 @@ plt.rcParams.update(
 
 def save_figure(figure, folder, name):
     """Write `figure` as PNG and PDF to `folder`/`name`, and return the PNG's path."""
+    path = Path(folder) / name
     for suffix in (".pdf", ".png"):
-        with atomic_path((folder / name).with_suffix(suffix)) as temporary:
+        with atomic_path(path.with_suffix(suffix)) as temporary:
             figure.savefig(temporary)
-    return (folder / name).with_suffix(".png")
+    return path.with_suffix(".png")
 
 
 def _grid(count, columns=3, size=(2.9, 2.6)):
@@ -362,27 +367,30 @@ def plot_angle_scaling(layers):
     axis.loglog(
         span, np.degrees(geometry.angle_moments(span)[1]), label="Gaussian theory", **THEORY
     )
-    for conv, marker, label in ((True, "o", "convolutional"), (False, "s", "fully connected")):
-        chosen = [layer for layer in layers if layer.convolutional is conv]
-        spread = [np.degrees(np.nanstd(layer.angles)) for layer in chosen]
-        color = COLORS[0 if conv else 5]
-        axis.loglog([layer.fan_in for layer in chosen], spread, marker, color=color, label=label)
-        # Layers of one fan-in often spread alike: one text for them all, the widest first, on the
-        # side away from the line.
-        for fan_in in dict.fromkeys(layer.fan_in for layer in chosen):
-            alike = [(s, x.name) for s, x in zip(spread, chosen, strict=True) if x.fan_in == fan_in]
-            alike.sort(reverse=True)
-            above = alike[0][0] > np.degrees(geometry.angle_moments(fan_in)[1])
-            axis.annotate(
-                ", ".join(name for _, name in alike),
-                (fan_in, alike[0 if above else -1][0]),
-                textcoords="offset points",
-                xytext=(0, 6 if above else -6),
-                ha="center",
-                va="bottom" if above else "top",
-                fontsize=7,
-                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
-            )
+    spread = np.degrees([np.nanstd(layer.angles) for layer in layers])
+    shown = spread > 0  # A single unit has none.
+    d, spread, layers = d[shown], spread[shown], list(compress(layers, shown))
+    conv = np.array([layer.convolutional for layer in layers], bool)
+    for chosen, marker, label in ((conv, "o", "convolutional"), (~conv, "s", "fully connected")):
+        color = COLORS[0 if marker == "o" else 5]
+        axis.loglog(d[chosen], spread[chosen], marker, color=color, label=label)
+    # Layers side by side have one text, the widest first, on the side away from the line.
+    points = np.log(np.stack([d, spread], axis=1))
+    groups = fclusterdata(points, 0.5, "distance") if len(layers) > 1 else np.ones(len(layers))
+    for group in np.unique(groups):
+        alike = np.flatnonzero(groups == group)
+        alike = alike[np.argsort(-spread[alike])]
+        above = spread[alike[0]] > np.degrees(geometry.angle_moments(d[alike[0]])[1])
+        axis.annotate(
+            ", ".join(layers[i].name for i in alike),
+            (d[alike].max(), spread[alike[0]]) if above else (d[alike[0]], spread[alike[-1]]),
+            textcoords="offset points",
+            xytext=(6, 0) if above else (0, -6),
+            ha="left" if above else "center",
+            va="center" if above else "top",
+            fontsize=7,
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
+        )
     axis.set(xlabel="fan-in d", ylabel="sd of angle(w$^c$, w$^b$) over units (degrees)")
     _plain_ticks(axis.yaxis)
     axis.legend()

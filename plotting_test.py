@@ -264,6 +264,14 @@ def test_angle_scaling_draws_the_spread_of_each_layer_and_names_it(layers, rng):
     assert {text.get_text() for text in axis.texts} == {"conv_1", both, "fc_1"}
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_angle_scaling_leaves_out_layers_of_one_unit(layers, kept):
+    for entry in layers[kept:]:
+        entry.angles = entry.angles[:1]
+    (axis,) = drawn(plotting.plot_angle_scaling(layers))
+    assert [text.get_text() for text in axis.texts] == ["conv_1"][:kept]
+
+
 @pytest.mark.parametrize("which", ["weights_dot", "activations_dot", "permuted"])
 def test_dot_products_are_drawn_the_right_way_round(layers, which):
     layers[0].activations_dot = None
@@ -421,6 +429,6 @@ def test_run_figures_writes_both_formats_and_leaves_none_open(layers, history, t
 
 def test_save_figure_returns_the_png(tmp_path):
     figure, _ = plt.subplots()
-    path = plotting.save_figure(figure, tmp_path, "angles")
+    path = plotting.save_figure(figure, str(tmp_path), "angles")
     assert path == tmp_path / "angles.png"
     assert plt.imread(path).ndim == 3
