@@ -371,18 +371,28 @@ def plot_angle_scaling(layers):
     shown = spread > 0  # A single unit has none.
     d, spread, layers = d[shown], spread[shown], list(compress(layers, shown))
     conv = np.array([layer.convolutional for layer in layers], bool)
-    for chosen, marker, label in ((conv, "o", "convolutional"), (~conv, "s", "fully connected")):
-        color = COLORS[0 if marker == "o" else 5]
-        axis.loglog(d[chosen], spread[chosen], marker, color=color, label=label)
-    # Layers side by side have one text, the widest first, on the side away from the line.
+    for chosen, style, color, label in (
+        (conv, "o", COLORS[0], "convolutional"),
+        (~conv, "s", COLORS[5], "fully connected"),
+    ):
+        axis.loglog(d[chosen], spread[chosen], style, color=color, label=label)
+    _name_layers(axis, d, spread, [layer.name for layer in layers])
+    axis.set(xlabel="fan-in d", ylabel="sd of angle(w$^c$, w$^b$) over units (degrees)")
+    _plain_ticks(axis.yaxis)
+    axis.legend()
+    return figure
+
+
+def _name_layers(axis, d, spread, names):
+    """Layers side by side have one text, the widest first, on the side away from the line."""
     points = np.log(np.stack([d, spread], axis=1))
-    groups = fclusterdata(points, 0.5, "distance") if len(layers) > 1 else np.ones(len(layers))
+    groups = fclusterdata(points, 0.5, "distance") if len(names) > 1 else np.ones(len(names))
     for group in np.unique(groups):
         alike = np.flatnonzero(groups == group)
         alike = alike[np.argsort(-spread[alike])]
         above = spread[alike[0]] > np.degrees(geometry.angle_moments(d[alike[0]])[1])
         axis.annotate(
-            ", ".join(layers[i].name for i in alike),
+            ", ".join(names[i] for i in alike),
             (d[alike].max(), spread[alike[0]]) if above else (d[alike[0]], spread[alike[-1]]),
             textcoords="offset points",
             xytext=(6, 0) if above else (0, -6),
@@ -391,10 +401,6 @@ def plot_angle_scaling(layers):
             fontsize=7,
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
         )
-    axis.set(xlabel="fan-in d", ylabel="sd of angle(w$^c$, w$^b$) over units (degrees)")
-    _plain_ticks(axis.yaxis)
-    axis.legend()
-    return figure
 
 
 def plot_dot_products(layers, which):
