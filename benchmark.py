@@ -321,9 +321,8 @@ def training_rates(plan, precision, batch):
 
     def steps(groups):
         clock = _epoch_clock()
-        network.model.fit(
-            resident, epochs=groups, steps_per_epoch=plan.group, verbose=0, callbacks=[clock]
-        )
+        options = {"steps_per_epoch": plan.group, "shuffle": False, "verbose": 0}
+        network.model.fit(resident, epochs=groups, callbacks=[clock], **options)
         return [plan.group * batch / seconds for seconds in clock.seconds]
 
     rate = statistics.median(steps(plan.repeats + 1)[1:])
