@@ -41,3 +41,10 @@ def test_notebook_runs_and_saves_its_figures(name, checkpoint, tmp_path, monkeyp
         o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})
     ]
     assert len(shown) == len(saved)
+
+
+def test_the_committed_notebook_shows_the_committed_report():
+    notebook = nbformat.read(ROOT / "gen_plots.ipynb", as_version=4)
+    (shown,) = notebook.cells[-1].outputs
+    stored = ROOT / "results" / "cifar-10_binary" / "report.md"
+    assert shown.data["text/markdown"] == stored.read_text(encoding="utf-8")

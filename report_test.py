@@ -217,6 +217,18 @@ def test_the_report_is_stored_with_its_checkpoint_alone(checkpoint, capsys):
     assert report.stored_report(checkpoint) is None
 
 
+def test_the_published_report_is_of_the_published_checkpoint():
+    folder = Path(report.__file__).parent / "results" / "cifar-10_binary"
+    checkpoint = folder / "network.keras"
+    assert checkpoint.stat().st_size <= 32e6
+    stored = report.stored_report(checkpoint)
+    assert stored.about["test_images"] == 10_000
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert stored.about["test_accuracy"] == run["test_accuracy"]
+    text = report.report_text(stored, stored.claims())
+    assert text == (folder / "report.md").read_text(encoding="utf-8")
+
+
 def test_layers_of_ternary_networks_are_read_from_their_reports(tmp_path):
     made = exemplary(threshold=0.02)
     layers = [report._plain(report.layer_summary(layer)) for layer in made.layers]
