@@ -678,7 +678,7 @@ class QuantizedLayer(keras.layers.Layer):
 
     @staticmethod
     def rescale(factor, input_dtype):
-        """Products with the odd integers of uint8 images, or one factor of each, as with the images."""
+        """A factor of products with the odd integers of uint8 images, as with the images."""
         # A product, as graphs turn divisions by a constant into one, which rounds differently.
         return factor * (1 / 255) if input_dtype == tf.uint8 else factor
 
