@@ -1621,11 +1621,37 @@ def ternary_conv2d(images, kernel, filters):
     return _units(total_popcount(nonzero) - 2 * total_popcount(different), filters)
 
 
-def _as_convolution(a, w):
-    return a[:, None, None, :], arrange_kernel(w[None, None])
+def _block_pairs(a, w):
+    """Every word of the rows beside its weights, shaped to broadcast to (blocks, m, 32)."""
+    if a.shape[1] != w.shape[1]:
+        raise ValueError(f"activations of {a.shape[1]} words meet weights of {w.shape[1]}")
+    return ((a[:, k, None], w[:, k, None]) for k in range(a.shape[1]))
 
 
-# Not compiled as a whole: XLA would merge the arranging of the weights into the loop.
+@compiled
+def _xnor_blocks(a, w, depth):
+    mismatches = total_popcount(row ^ weights for row, weights in _block_pairs(a, w))
+    return tf.cast(depth - 2 * mismatches, tf.int32)
+
+
+@compiled
+def _ternary_blocks(a, w):
+    nonzero = [row & weights for row, weights in _block_pairs(a[0], w[0])]
+    signs = _block_pairs(a[1], w[1])
+    different = [both & (row ^ w) for both, (row, w) in zip(nonzero, signs, strict=True)]
+    return tf.cast(total_popcount(nonzero) - 2 * total_popcount(different), tf.int32)
+
+
+def _joined(blocks, units):
+    """(blocks, m, 32) as (m, units)."""
+    lanes = tf.transpose(blocks, [1, 0, 2])
+    return tf.reshape(lanes, [-1, lanes.shape[1] * LANES])[:, :units]
+
+
+# All rows meet one block of units before the next, as a block fits into the first-level cache
+# and all weights do not: three times as fast with 512 units of 72 words under AVX-512. Not compiled
+# as a whole: XLA would merge the arranging of the weights, and the joining, into the loop, in the
+# order of the result.
 @tf.function
 def xnor_matmul(a, w, depth):
     """Dot products of packed ±1 vectors.
@@ -1647,16 +1673,15 @@ def xnor_matmul(a, w, depth):
     ValueError
         If a and w differ in their number of words, or it is too small for `depth`.
     """
-    images, kernel = _as_convolution(a, w)
-    return tf.reshape(xnor_conv2d(images, kernel, depth, w.shape[0]), [-1, w.shape[0]])
+    if depth > w.shape[-1] * WORD_BITS:
+        raise ValueError(f"{depth} bits do not fit into {w.shape[-1]} words")
+    return _joined(_xnor_blocks(a, arrange_kernel(w), depth), w.shape[0])
 
 
 @tf.function
 def ternary_matmul(a, w):
     """`xnor_matmul` for ternary vectors, a and w being the pairs of planes (nonzero, sign)."""
-    images, kernels = zip(*map(_as_convolution, a, w), strict=True)
-    filters = w[0].shape[0]
-    return tf.reshape(ternary_conv2d(images, kernels, filters), [-1, filters])
+    return _joined(_ternary_blocks(a, [arrange_kernel(plane) for plane in w]), w[0].shape[0])
 
 
 # --- XNOR-popcount: training ------------------------------------------------------------------
