@@ -38,9 +38,10 @@ plt.rcParams.update(
 def save_figure(figure, folder, name):
     """Write `figure` as PNG and PDF to `folder`/`name`, and return the PNG's path."""
     path = Path(folder) / name
-    for suffix in (".pdf", ".png"):
+    # Without a date the same figure is the same file.
+    for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", None)):
         with atomic_path(path.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary)
+            figure.savefig(temporary, metadata=metadata)
     return path.with_suffix(".png")
 
 

@@ -432,3 +432,9 @@ def test_save_figure_returns_the_png(tmp_path):
     path = plotting.save_figure(figure, str(tmp_path), "angles")
     assert path == tmp_path / "angles.png"
     assert plt.imread(path).ndim == 3
+
+
+def test_the_same_figure_is_the_same_file(tmp_path):
+    figure, _ = plt.subplots()
+    plotting.save_figure(figure, tmp_path, "angles")
+    assert b"Date" not in (tmp_path / "angles.pdf").read_bytes()
