@@ -678,7 +678,7 @@ class QuantizedLayer(keras.layers.Layer):
 
     @staticmethod
     def rescale(factor, input_dtype):
-        """A factor of products with the odd integers of uint8 images, as with the images."""
+        """Products with 2x − 255, x uint8 pixels, or one factor of them, as with x in [−1, 1]."""
         # A product, as graphs turn divisions by a constant into one, which rounds differently.
         return factor * (1 / 255) if input_dtype == tf.uint8 else factor
 
@@ -1538,6 +1538,17 @@ def _word_pairs(images, kernel):
             yield window[..., k, None, None], kernel[:, tap // width, tap % width, k]
 
 
+def _xnor_lanes(pairs, depth):
+    """Dot products of ±1 vectors of `depth` entries, from words beside their weights."""
+    return depth - 2 * total_popcount(a ^ w for a, w in pairs)
+
+
+def _ternary_lanes(nonzero_pairs, sign_pairs):
+    nonzero = [a & w for a, w in nonzero_pairs]
+    different = [both & (a ^ w) for both, (a, w) in zip(nonzero, sign_pairs, strict=True)]
+    return total_popcount(nonzero) - 2 * total_popcount(different)
+
+
 def _units(lanes, filters):
     """(…, blocks, 32) as int32 (…, filters)."""
     _, rows, columns, blocks, _ = lanes.shape
@@ -1597,8 +1608,7 @@ def xnor_conv2d(images, kernel, channels, filters):
     _, height, width, words, _ = kernel.shape
     if channels > words * WORD_BITS:
         raise ValueError(f"{channels} bits do not fit into {words} words")
-    mismatches = total_popcount(a ^ w for a, w in _word_pairs(images, kernel))
-    products = _units(channels * height * width - 2 * mismatches, filters)
+    products = _units(_xnor_lanes(_word_pairs(images, kernel), channels * height * width), filters)
     if height * width == 1:
         return products
     padding = _counted_in_padding(kernel, channels, *images.shape[1:3])
@@ -1615,10 +1625,7 @@ def ternary_conv2d(images, kernel, filters):
         The planes (nonzero, sign), each as in `xnor_conv2d`.
     filters : int
     """
-    nonzero = [a & w for a, w in _word_pairs(images[0], kernel[0])]
-    signs = _word_pairs(images[1], kernel[1])
-    different = [both & (a ^ w) for both, (a, w) in zip(nonzero, signs, strict=True)]
-    return _units(total_popcount(nonzero) - 2 * total_popcount(different), filters)
+    return _units(_ternary_lanes(*map(_word_pairs, images, kernel)), filters)
 
 
 def _block_pairs(a, w):
@@ -1630,16 +1637,12 @@ def _block_pairs(a, w):
 
 @compiled
 def _xnor_blocks(a, w, depth):
-    mismatches = total_popcount(row ^ weights for row, weights in _block_pairs(a, w))
-    return tf.cast(depth - 2 * mismatches, tf.int32)
+    return tf.cast(_xnor_lanes(_block_pairs(a, w), depth), tf.int32)
 
 
 @compiled
 def _ternary_blocks(a, w):
-    nonzero = [row & weights for row, weights in _block_pairs(a[0], w[0])]
-    signs = _block_pairs(a[1], w[1])
-    different = [both & (row ^ w) for both, (row, w) in zip(nonzero, signs, strict=True)]
-    return tf.cast(total_popcount(nonzero) - 2 * total_popcount(different), tf.int32)
+    return tf.cast(_ternary_lanes(*map(_block_pairs, a, w)), tf.int32)
 
 
 def _joined(blocks, units):

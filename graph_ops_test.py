@@ -790,15 +790,20 @@ def test_layers_count_in_training_what_they_would_multiply(quantizer, monkeypatc
 
 
 def test_a_layer_that_trains_in_bfloat16_is_counted_elsewhere(monkeypatch):
-    counted = []
-    monkeypatch.setattr(graph_ops, "counted_conv2d", lambda *args: counted.append(args) or args[0])
+    calls = []
+    monkeypatch.setattr(
+        graph_ops, "convolve", lambda images, _: calls.append(images.dtype.name) or images
+    )
+    monkeypatch.setattr(
+        graph_ops, "counted_conv2d", lambda images, *_: calls.append("counted") or images
+    )
     layer = graph_ops.BinaryConv2D(64, input_quantizer="binary", dtype="mixed_bfloat16")
     x = tf.constant(signs(np.random.default_rng(0), 2, 6, 6, 64), tf.float32)
     layer.build(x.shape)
+    layer.pooled_products(x, training=True)
     layer.pooled_products(x)
-    assert not counted
     layer.pooled_products(x, counted=True)
-    assert len(counted) == 1
+    assert calls == ["bfloat16", "float32", "counted"]
 
 
 @pytest.mark.parametrize(
