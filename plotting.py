@@ -386,7 +386,8 @@ def plot_angle_scaling(layers):
 
 def _name_layers(axis, d, spread, names):
     """Layers side by side have one text, the widest first, on the side away from the line."""
-    points = np.log(np.stack([d, spread], axis=1))
+    # A text is wider than it is high, so it reaches further along d.
+    points = np.log(np.stack([d, spread], axis=1)) * [0.8, 1]
     groups = fclusterdata(points, 0.5, "distance") if len(names) > 1 else np.ones(len(names))
     for group in np.unique(groups):
         alike = np.flatnonzero(groups == group)
