@@ -15,7 +15,8 @@ from utils import markdown_table, one_line_errors, require
 # isort: split
 import numpy as np
 
-# The networks of the table of claims, a column each: those whose report is there.
+# The networks of the table of claims, a column each: those whose report is there. The same
+# training from other seeds lies in folders of that name with _seed1, _seed2 behind it.
 NETWORKS = {
     "cifar-10_binary": "CIFAR-10, binary",
     "cifar-10_ternary": "CIFAR-10, ternary",
@@ -37,7 +38,9 @@ def claims_table(results="results"):
     """What the paper claims beside what was measured on each network of `NETWORKS`.
 
     Figures of layers are those of the inner ones, the convolutional layers but the first, unless
-    said. A figure in bold misses its condition, one of those that `report.py` judges claims by.
+    said, those of all seeds together; accuracies are means over seeds with the standard deviation
+    over them. A figure in bold misses its condition, one of those that `report.py` judges claims
+    by.
 
     Parameters
     ----------
@@ -54,14 +57,20 @@ def claims_table(results="results"):
     ValueError
         If none of the networks has a report there.
     """
-    paths = {name: Path(results) / name / "report.json" for name in NETWORKS}
-    reports = {name: _read(path) for name, path in paths.items() if path.is_file()}
-    require(reports, f"{results} holds no report of any of {', '.join(NETWORKS)}")
+    networks = {label: _reports(Path(results), name) for name, label in NETWORKS.items()}
+    networks = {label: reports for label, reports in networks.items() if reports}
+    require(networks, f"{results} holds no report of any of {', '.join(NETWORKS)}")
     rows = [
-        (claim, theory, *(figure(report) for report in reports.values()))
+        (claim, theory, *(figure(reports) for reports in networks.values()))
         for claim, theory, figure in CLAIMS
     ]
-    return markdown_table(("claim", "paper or theory", *(NETWORKS[name] for name in reports)), rows)
+    return markdown_table(("claim", "paper or theory", *networks), rows)
+
+
+def _reports(results, name):
+    """Those of a network from all seeds."""
+    folders = [results / name, *sorted(results.glob(f"{name}_seed*"))]
+    return [_read(path) for folder in folders if (path := folder / "report.json").is_file()]
 
 
 def _read(path):
@@ -72,16 +81,29 @@ def _convs(report):
     return [layer for layer in report["layers"] if layer["layer"].startswith("conv_")]
 
 
+def _inner_layers(reports):
+    return [layer for report in reports for layer in _convs(report)[1:]]
+
+
+def _first_layers(reports):
+    return [_convs(report)[0] for report in reports]
+
+
 def _range(values, form):
     low, high = (form.format(bound).replace("-", "−") for bound in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
+def _spread(values):
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
+
+
 def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
     """The range of a figure over the inner layers, in bold where it leaves its bounds."""
 
-    def figure(report):
-        values = [value(layer) for layer in _convs(report)[1:]]
+    def figure(reports):
+        values = [value(layer) for layer in _inner_layers(reports)]
         text = _range(values, form)
         return text if at_least <= min(values) and max(values) <= at_most else f"**{text}**"
 
@@ -89,17 +111,20 @@ def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
 
 
 def _judged(claim_id, figure):
-    """A figure as the report judges its claim: in bold where it fails, a dash where it is none."""
+    """A figure as reports judge its claim: in bold where one fails, a dash where it is none."""
 
-    def judged(report):
-        holds = next(claim["holds"] for claim in report["claims"] if claim["id"] == claim_id)
-        return "—" if holds is None else figure(report) if holds else f"**{figure(report)}**"
+    def judged(reports):
+        claims = [claim for report in reports for claim in report["claims"]]
+        holds = [claim["holds"] for claim in claims if claim["id"] == claim_id]
+        if None in holds:
+            return "—"
+        return figure(reports) if all(holds) else f"**{figure(reports)}**"
 
     return judged
 
 
-def _accuracy(report):
-    return f"{100 * report['test_accuracy']:.2f}"
+def _accuracy(reports):
+    return _spread([100 * report["test_accuracy"] for report in reports])
 
 
 def _off_closed_form(layer):
@@ -110,30 +135,34 @@ def _off_kurtosis(layer):
     return abs(layer["angle"] - layer["kurtosis_angle"])
 
 
-def _exponent(report):
-    d, sd = ([layer[key] for layer in _convs(report)] for key in ("d", "angle_sd"))
-    return _range([geometry.scaling_exponent(d, sd)], "{:.2f}")
+def _exponent(reports):
+    convs = [[(layer["d"], layer["angle_sd"]) for layer in _convs(report)] for report in reports]
+    return _range([geometry.scaling_exponent(*np.transpose(pairs)) for pairs in convs], "{:.2f}")
 
 
-def _fall(report):
-    before = _inner(lambda layer: layer["weights_dot"]["inside_unit_r"], "{:.2f}")(report)
-    after = _inner(lambda layer: layer["permuted"]["inside_unit_r"], "{:.2f}")(report)
+def _fall(reports):
+    before = _inner(lambda layer: layer["weights_dot"]["inside_unit_r"], "{:.2f}")(reports)
+    after = _inner(lambda layer: layer["permuted"]["inside_unit_r"], "{:.2f}")(reports)
     return f"{before} → {after}"
 
 
-def _first_r(report):
-    return f"{_convs(report)[0]['weights_dot']['r']:.3f}"
+def _first_r(reports):
+    return _range([layer["weights_dot"]["r"] for layer in _first_layers(reports)], "{:.3f}")
 
 
-def _whitened(report):
-    first = _convs(report)[0]
-    r = [first["weights_dot"]["r"], report["rotation"]["zca"]["weights"]]
-    return f"{100 * first['variance_shares'][0]:.0f} %, {r[0]:.3f} → {r[1]:.3f}"
+def _whitened(reports):
+    shares = [100 * layer["variance_shares"][0] for layer in _first_layers(reports)]
+    whitened = [report["rotation"]["zca"]["weights"] for report in reports]
+    return f"{_range(shares, '{:.0f} %')}, {_first_r(reports)} → {_range(whitened, '{:.3f}')}"
 
 
-def _points_lost(report):
-    refitted = [report["substitution"][layer["layer"]][1] for layer in _convs(report)[1:]]
-    return _range([100 * (report["test_accuracy"] - accuracy) for accuracy in refitted], "{:.2f}")
+def _points_lost(reports):
+    lost = [
+        report["test_accuracy"] - report["substitution"][layer["layer"]][1]
+        for report in reports
+        for layer in _convs(report)[1:]
+    ]
+    return _range([100 * points for points in lost], "{:.2f}")
 
 
 _ANGLE = "angle of w<sup>c</sup> and w<sup>b</sup>"
@@ -245,11 +274,6 @@ def _flags(run):
 def _minutes(folder):
     with open(folder / "history.csv", encoding="utf-8", newline="") as file:
         return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
-
-
-def _spread(values):
-    mean = f"{np.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
 
 
 # --- Command line -----------------------------------------------------------------------------

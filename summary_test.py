@@ -36,14 +36,14 @@ def layer(name, d, **other):
     return {**figures, **other}
 
 
-def write_report(folder, layers, holds=True):
+def write_report(folder, layers, holds=True, accuracy=0.8712):
     claims = ("angle-scaling", "weights-dot", "activations-dot", "permutation", "first-layer")
     report = {
-        "test_accuracy": 0.8712,
+        "test_accuracy": accuracy,
         "claims": [{"id": name, "holds": holds} for name in (*claims, "substitution")],
         "layers": [*layers, layer("fc_1", 100, angle=50.0)],
         "rotation": {"zca": {"weights": 0.83}},
-        "substitution": {each["layer"]: [0.1, 0.8612] for each in layers},
+        "substitution": {each["layer"]: [0.1, accuracy - 0.01] for each in layers},
     }
     write_json(folder / "report.json", report)
 
@@ -95,6 +95,16 @@ def test_what_misses_its_bounds_is_bold(tmp_path, other, bold):
 def test_the_report_judges_the_others(tmp_path, holds, form):
     write_report(tmp_path / "MNIST_binary", [first_layer(), layer("conv_2", 1152)], holds)
     assert all(re.fullmatch(form, figure) for figure in list(column(tmp_path).values())[5:])
+
+
+def test_seeds_share_a_column(tmp_path):
+    name = tmp_path / "MNIST_binary"
+    write_report(name, [first_layer(), layer("conv_2", 1152)])
+    other = [first_layer(), layer("conv_2", 1152, angle=39.0)]
+    write_report(name.with_name("MNIST_binary_seed1"), other, holds=False, accuracy=0.8912)
+    figures = list(column(tmp_path).values())
+    assert figures[:3] == ["88.12 ± 1.41", "37.5 to 39.0", "0.4 to 1.9"]
+    assert figures[6:8] == ["**0.950**", "**0.560**"]
 
 
 def write_run(folder, seed, accuracy, *flags):
