@@ -3,7 +3,7 @@
 Every `plot_` function returns a matplotlib figure.
 """
 
-from itertools import compress
+from itertools import compress, cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -640,15 +640,24 @@ def plot_substitution(accuracies, trained):
     return figure
 
 
-def plot_thresholds(layers):
+def plot_thresholds(layers, networks):
     """Angle and share of zeros against the ternary threshold, with the layers as points.
 
     Parameters
     ----------
     layers : sequence of measure.LayerMeasurement
         A binary network's lie at threshold 0.
+    networks : dict
+        Trained ternary networks to compare with, in grey; as `plot_ternary` takes them.
     """
-    figure, left, right = _ternary_axes(max(1.0, *(1.2 * layer.tau for layer in layers)))
+    taus = [layer.tau for layer in layers]
+    taus += [tau for rows in networks.values() for tau in rows[:, 0]]
+    figure, left, right = _ternary_axes(max(1.0, 1.2 * max(taus)))
+    for marker, (name, rows) in zip(cycle("x+12"), networks.items(), strict=False):
+        tau, angles, zeros = np.transpose(rows)
+        style = {"marker": marker, "linestyle": "", "color": "grey", "markersize": 4}
+        left.plot(tau, np.degrees(angles), label=name, **style)
+        right.plot(tau, 100 * zeros, label=name, **style)
     for i, layer in enumerate(layers):
         style = {**_layer_marker(i), "linestyle": ""}
         degrees = np.degrees(layer.angles)

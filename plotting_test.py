@@ -383,7 +383,11 @@ def test_substitution_bars_are_percentages():
 
 def test_thresholds_put_layers_at_their_own(layers):
     layers[1].tau, layers[1].wb = 1.5, np.where(np.abs(layers[1].wc) > 0.15, layers[1].wb, 0)
-    left, right = drawn(plotting.plot_thresholds(layers))
+    other = {"ternary": np.array([(0.1, 0.6, 0.2), (0.3, 0.5, 0.25)])}
+    left, right = drawn(plotting.plot_thresholds(layers, other))
+    taus, angles = line(left, "ternary")
+    assert taus == pytest.approx([0.1, 0.3]) and angles == pytest.approx(np.degrees([0.6, 0.5]))
+    assert line(right, "ternary")[1] == pytest.approx([20, 25])
     names = [container.get_label() for container in left.containers]
     assert names == ["conv_1", "conv_2", "fc_1"]
     ((tau,), (angle,)) = left.containers[1].lines[0].get_data()
