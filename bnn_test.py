@@ -434,6 +434,16 @@ def test_published_packed_network_is_the_published_checkpoint():
     assert np.mean(scores.argmax(axis=1) == data.y_test) == pytest.approx(record["test_accuracy"])
 
 
+@pytest.mark.slow
+def test_published_ternary_packed_network_scores_what_its_report_says():
+    if missing_files("cifar-10"):
+        pytest.skip("cifar-10 is not here")
+    data, folder = load_data("cifar-10"), ROOT / "results" / "cifar-10_ternary"
+    labels = PackedNetwork.load(folder / "network.packed").classify(data.x_test)
+    report = json.loads((folder / "report.json").read_text())
+    assert np.mean(labels == data.y_test) == pytest.approx(report["test_accuracy"])
+
+
 @pytest.mark.parametrize(("levels", "megabytes"), [(2, 1.9), (3, 3.7)])
 def test_size_of_the_papers_network_on_disk(levels, megabytes, tmp_path):
     network = BinaryNeuralNetwork((32, 32, 3), 10, NetworkParams(levels=levels))

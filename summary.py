@@ -20,8 +20,8 @@ import numpy as np
 NETWORKS = {
     "cifar-10_binary": "CIFAR-10, binary",
     "cifar-10_ternary": "CIFAR-10, ternary",
-    "cifar-10_binary_quarter": "CIFAR-10, binary, quarter width",
-    "cifar-10_ternary_quarter": "CIFAR-10, ternary, quarter width",
+    "cifar-10_binary_half": "CIFAR-10, binary, half width",
+    "cifar-10_ternary_half": "CIFAR-10, ternary, half width",
     "MNIST_binary": "MNIST, binary",
     "MNIST_ternary": "MNIST, ternary",
 }
