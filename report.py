@@ -219,7 +219,7 @@ def _angle_layers(report):
 
 
 def _ternary(report):
-    if not report.ternary:
+    if report.inner and not report.ternary:
         return "—", "a binary network: see the claim 'angle-layers'", None
     return _judged_angles(report, None)
 
@@ -262,7 +262,7 @@ def _angle_scaling(report):
     convs = report.convs
     d = np.array([layer.fan_in for layer in convs])
     if len(np.unique(d)) < 2:
-        return "−0.5", "fewer than two fan-ins among the convolutional layers", None
+        return "−0.5", "fewer than two fan-ins among quantized convolutional layers", None
     sds = np.array([np.nanstd(layer.angles) for layer in convs])
     exponent = geometry.scaling_exponent(d, sds)
     # The logarithm of a standard deviation from n units has a variance of about 1/(2(n − 1)).

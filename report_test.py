@@ -22,6 +22,9 @@ from utils import write_json
 
 # --- Claims and the report ---
 
+# Theory, and a figure: these ask for no quantized convolution.
+ALWAYS_JUDGED = {"angle-random", "angle-binary", "rotation", "weights-hist"}
+
 
 def dot_products(r, inside=None, units=64):
     inside = r if inside is None else inside
@@ -83,6 +86,15 @@ def test_an_exemplary_network_bears_out_every_claim():
     assert {name for name, claim in claims.items() if not claim.holds} == {"ternary"}
     claims = judged(exemplary(threshold=0.02))
     assert {name for name, claim in claims.items() if not claim.holds} == {"angle-layers"}
+
+
+def test_a_float_network_is_told_that_nothing_is_quantized():
+    made = exemplary()
+    for layer in made.layers:
+        layer.quantized = layer.quantized_input = False
+    told = {claim.id: claim.measured for claim in made.claims() if claim.holds is None}
+    assert set(told) == set(judged(made)) - ALWAYS_JUDGED
+    assert all("quantized" in measured for measured in told.values()), told
 
 
 def weights_of_shape(made, kurtosis):
@@ -162,7 +174,7 @@ def test_what_cannot_be_judged_is_not():
     substitution = measure.substitution_accuracies(network, x, x, y)
     made = report.Report("", about, layers, {}, substitution)
     holds = {claim.id for claim in made.claims() if claim.holds is not None}
-    assert holds == {"angle-random", "angle-binary", "rotation", "weights-hist"}
+    assert holds == ALWAYS_JUDGED
     assert "fc_1" in report.report_text(made, made.claims())
 
 
