@@ -21,7 +21,7 @@ NETWORKS = {
     "cifar-10_binary": "CIFAR-10, binary",
     "cifar-10_ternary": "CIFAR-10, ternary",
     "cifar-10_binary_half": "CIFAR-10, binary, half width",
-    "cifar-10_ternary_half": "CIFAR-10, ternary, half width",
+    "cifar-10_ternary_half_sigma": "CIFAR-10, ternary at t = 0.612σ, half width",
     "MNIST_binary": "MNIST, binary",
     "MNIST_ternary": "MNIST, ternary",
 }
