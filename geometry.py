@@ -400,25 +400,24 @@ def shape_angle(kurtosis, tau=0):
     return np.arccos(np.minimum(cosine, 1))[()]
 
 
-# What `near_zero_share` and `peaked_shape_angle` call near zero, in root mean squares.
-NEAR_ZERO = 0.1
+# What `near_threshold_share` and `peaked_shape_angle` call near, in root mean squares.
+NEAR = 0.1
 
 
-def peaked_shape_angle(kurtosis, near_zero, tau=0):
-    """Angle between weights with a peak at zero and their quantized version.
+def peaked_shape_angle(kurtosis, near, tau=0):
+    """Angle between weights that gather at the quantizer's threshold and their quantized version.
 
-    Trained layers have more weights next to zero than the generalized Gaussian of their kurtosis,
-    and `shape_angle` misses what these do. Here the share p of the weights sits at zero and the
-    others follow a generalized Gaussian, with p such that the share near zero is the given one.
-    The others' kurtosis is then κ(1 − p) and their threshold τ√(1 − p); signs of weights that are
-    zero cost the cosine a factor √(1 − p), which a ternary quantizer, as it leaves them out, does
-    not pay.
+    Trained layers have more weights where their quantizer jumps, at zero or at ±t, than the
+    generalized Gaussian of their kurtosis, and `shape_angle` misses what these do. Here the share
+    p of the weights sits there, with a ternary quantizer half of them on either side, and the
+    others follow a generalized Gaussian, with p such that the share near the threshold is the
+    given one.
 
     Parameters
     ----------
-    kurtosis, near_zero : float
-        Of all the weights: E[w⁴]/E[w²]², and the share within `NEAR_ZERO` root mean squares of
-        zero.
+    kurtosis, near : float
+        Of all the weights: E[w⁴]/E[w²]², and the share whose magnitude lies within `NEAR` root
+        mean squares of the threshold.
     tau : float
         Threshold over the weights' standard deviation, t/σ; 0 is the binary quantizer.
 
@@ -427,27 +426,48 @@ def peaked_shape_angle(kurtosis, near_zero, tau=0):
     angle : float
         Radians.
     peak : float
-        p: 0 where no more weights are near zero than the kurtosis alone has there, and at most
-        1 − 1.8/κ, where the others are uniform.
+        p: 0 where no more weights are near the threshold than the kurtosis alone has there, and
+        at most so many that the others are uniform, or that they have half of all variance.
 
     Raises
     ------
     ValueError
-        As `shape_angle`, or if near_zero is not between 0 and 1.
+        As `shape_angle`, or if near is not between 0 and 1.
+
+    Notes
+    -----
+    With E[w²] = 1 the others have the variance s² = (1 − pτ²)/(1 − p) and the kurtosis
+    (κ − pτ⁴)/((1 − p)s⁴). Of the peak, E[|w|; |w| > t] is pτ/2 and P(|w| > t) is p/2, with the
+    binary quantizer 0 and p.
     """
-    near_zero = _real(near_zero, 0, "the share near zero")
-    _require(near_zero <= 1, "the share near zero must be at most 1")
+    near = _real(near, 0, "the share near the threshold")
+    _require(near <= 1, "the share near the threshold must be at most 1")
+    if kurtosis <= 1.8:
+        return shape_angle(kurtosis, tau), 0.0
+
+    def others(peak):
+        scale = np.sqrt((1 - peak * tau**2) / (1 - peak))
+        return (kurtosis - peak * tau**4) / ((1 - peak) * scale**4), scale
+
+    def moments(peak, edge):
+        """E[|w|; |w| > edge] and P(|w| > edge) of the others, times their share."""
+        shape, scale = others(peak)
+        first, square, share = _generalized_gaussian_moments(max(shape, 1.8), edge / scale)
+        return (1 - peak) * first / np.sqrt(square) * scale, (1 - peak) * share
 
     def surplus(peak):
-        edge = NEAR_ZERO * np.sqrt(1 - peak)
-        further = _generalized_gaussian_moments(np.maximum(kurtosis * (1 - peak), 1.8), edge)[2]
-        return near_zero - peak - (1 - peak) * (1 - further)
+        inside, outside = (moments(peak, edge)[1] for edge in (max(tau - NEAR, 0), tau + NEAR))
+        return near - peak - (inside - outside)
 
-    none, most = 0.0, max(0.0, 1 - 1.8 / kurtosis)
-    ends = surplus(none), surplus(most)
-    peak = brentq(surplus, none, most) if ends[0] > 0 > ends[1] else most if ends[0] > 0 else none
-    angle = shape_angle(kurtosis * (1 - peak), tau * np.sqrt(1 - peak))
-    return angle if tau else np.arccos(np.cos(angle) * np.sqrt(1 - peak)), peak
+    most = min(near, 1 - 1e-9, 0.5 / max(tau, 1e-9) ** 2)
+    if others(most)[0] < 1.8:
+        most = brentq(lambda peak: others(peak)[0] - 1.8, 0.0, most)
+    peak = most if surplus(0.0) > 0 else 0.0
+    if surplus(most) < 0 < surplus(0.0):
+        peak = brentq(surplus, 0.0, most)
+    first, share = moments(peak, tau)
+    cosine = (first + peak * tau / 2) / np.sqrt(share + (peak / 2 if tau else peak))
+    return np.arccos(min(cosine, 1)), peak
 
 
 def iid_cosine_sd(w, d):
@@ -855,26 +875,29 @@ def unit_kurtosis(w):
     return _ratio(np.mean(square**2, axis=0), np.mean(square, axis=0) ** 2)
 
 
-def near_zero_share(w):
-    """Share of the weights within `NEAR_ZERO` of their unit's root mean square of zero.
+def near_threshold_share(w, threshold=0):
+    """Share of the weights within `NEAR` of their unit's root mean square of ±threshold.
 
     Parameters
     ----------
     w : array_like, shape (…, units)
         Kernel, HWIO or (inputs, units).
+    threshold : float
+        Of the ternary quantizer, in the units of w; 0 for the sign.
 
     Returns
     -------
     float
-        7.97 % for a Gaussian, 5.77 % for a uniform distribution.
+        At zero 7.97 % for a Gaussian, 5.77 % for a uniform distribution.
 
     Raises
     ------
     ValueError
-        If w has no units axis.
+        If w has no units axis, or the threshold is negative or not finite.
     """
-    w = _columns(w)
-    return np.mean(np.abs(w) < NEAR_ZERO * np.sqrt(np.mean(np.square(w), axis=0)))
+    w, threshold = _columns(w), _real(threshold, 0, "threshold")
+    scale = np.sqrt(np.mean(np.square(w), axis=0))
+    return np.mean(np.abs(np.abs(w) - threshold) < NEAR * scale)
 
 
 def saturated_share(w):

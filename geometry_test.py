@@ -297,32 +297,43 @@ def test_shape_angle_against_sampling_of_the_beta_distribution(b, tau):
     assert np.cos(predicted) == pytest.approx(cosine, abs=2e-4)
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.3])
+@pytest.mark.parametrize("tau", [0.0, 0.07, 0.3, 0.612, 0.9])
 @pytest.mark.parametrize("beta", [1.2, 2.0, 8.0])
 @pytest.mark.parametrize("peak", [0.0, 0.02, 0.12])
-def test_peaked_shape_angle_finds_the_weights_at_zero(peak, beta, tau):
+def test_peaked_shape_angle_finds_the_weights_at_the_threshold(peak, beta, tau):
     w = stats.gennorm.ppf((np.arange(10**5) + 0.5) / 10**5, beta)
-    w = np.r_[w, np.zeros(round(len(w) * peak / (1 - peak)))][:, None]
-    signs = np.where(w >= 0, 1, -1) * (np.abs(w) > tau * w.std() if tau else 1)
-    kurtosis = geometry.unit_kurtosis(w)[0]
-    angle, found = geometry.peaked_shape_angle(kurtosis, geometry.near_zero_share(w), tau)
+    # With t = τσ over all, peak included.
+    t = tau * w.std() * np.sqrt((1 - peak) / (1 - peak * tau**2))
+    gathered = np.resize(t * np.array([1 + 1e-9, 1 - 1e-9]), round(len(w) * peak / (1 - peak)))
+    w = np.r_[w, gathered][:, None]
+    quantized = np.where(np.abs(w) > t, np.sign(w), 0) if tau else np.where(w >= 0, 1, -1)
+    kurtosis, near = geometry.unit_kurtosis(w)[0], geometry.near_threshold_share(w, t)
+    angle, found = geometry.peaked_shape_angle(kurtosis, near, tau)
     assert found == pytest.approx(peak, abs=3e-4)
-    assert angle == pytest.approx(geometry.angle(w, signs, axis=0)[0], abs=3e-4)
-    if peak == 0.12 and not tau:
-        assert np.degrees(angle - geometry.shape_angle(kurtosis)) > 1
+    assert angle == pytest.approx(geometry.angle(w, quantized, axis=0)[0], abs=3e-4)
+    if peak == 0.12:
+        assert np.degrees(angle - geometry.shape_angle(kurtosis, tau)) > 0.8
 
 
-def test_peaked_shape_angle_without_weights_near_zero_and_with_too_many():
-    assert geometry.peaked_shape_angle(3, 0) == (geometry.shape_angle(3), 0)
-    assert geometry.peaked_shape_angle(1.5, 0.5) == (geometry.shape_angle(1.5), 0)
+def test_peaked_shape_angle_with_too_few_weights_at_the_threshold_and_with_too_many():
+    for tau in (0, 0.3, 1.2):
+        assert geometry.peaked_shape_angle(3, 0, tau) == (
+            pytest.approx(geometry.shape_angle(3, tau)),
+            0,
+        )
+        assert geometry.peaked_shape_angle(1.5, 0.5, tau) == (geometry.shape_angle(1.5, tau), 0)
     angle, peak = geometry.peaked_shape_angle(2.4, 0.9)
     assert peak == pytest.approx(0.25)
     assert np.cos(angle) == pytest.approx(np.sqrt(3) / 2 * np.sqrt(0.75))
+    # Weights at 1.5 standard deviations have half of the variance where they are 2/9 of all.
+    assert geometry.peaked_shape_angle(30, 1, 1.5)[1] == pytest.approx(2 / 9)
 
 
-def test_near_zero_share_is_of_each_units_own_scale():
+def test_near_threshold_share_is_of_each_units_own_scale():
     w = np.r_[np.linspace(-1, 1, 10**5)][:, None] * [1, 30]
-    assert geometry.near_zero_share(w) == pytest.approx(0.1 / np.sqrt(3), abs=1e-4)
+    assert geometry.near_threshold_share(w) == pytest.approx(0.1 / np.sqrt(3), abs=1e-4)
+    about_half = geometry.near_threshold_share(w[:, :1], 0.5)
+    assert about_half == pytest.approx(0.2 / np.sqrt(3), abs=1e-4)
 
 
 def test_shape_angle_is_continuous_at_the_uniform_distribution():

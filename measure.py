@@ -153,10 +153,13 @@ class LayerMeasurement:
 
     @property
     def peaked_angle(self):
-        """`geometry.peaked_shape_angle`: kurtosis and share near zero together, and the peak."""
-        return geometry.peaked_shape_angle(
-            self.kurtosis, geometry.near_zero_share(self.wc), self.tau
-        )
+        """`geometry.peaked_shape_angle`: of kurtosis and peak together, and the peak."""
+        return geometry.peaked_shape_angle(self.kurtosis, self.near_threshold, self.tau)
+
+    @property
+    def near_threshold(self):
+        """The share of weights near the quantizer's threshold, zero for the sign."""
+        return geometry.near_threshold_share(self.wc, self.threshold)
 
     @property
     def spread_ratio(self):

@@ -247,14 +247,15 @@ def _judged_angles(report, gaussian):
 
 
 def _peak(layer, measured):
-    """What the weights near zero have to do with a layer's angle."""
+    """What the weights near the quantizer's threshold have to do with a layer's angle."""
     angle, peak = layer.peaked_angle
-    near = geometry.near_zero_share(layer.wc)
-    text = f"{near:.1%} of its weights lie within {geometry.NEAR_ZERO} root mean squares of zero "
-    text += f"(Gaussian 8.0 %, uniform 5.8 %); a peak of {peak:.1%} of the weights at zero beside "
-    text += f"a generalized Gaussian of κ {layer.kurtosis * (1 - peak):.2f} has as many, the same "
-    text += f"κ over all, and the angle {_degrees(angle)}, "
-    text += f"{np.degrees(abs(measured - angle)):.2f}° off; "
+    where = "±t" if layer.threshold else "zero"
+    smooth = geometry.ternary_zero_fraction(layer.tau + geometry.NEAR)
+    smooth -= geometry.ternary_zero_fraction(max(layer.tau - geometry.NEAR, 0))
+    text = f"{layer.near_threshold:.1%} of its weights lie within {geometry.NEAR} root mean "
+    text += f"squares of {where} (Gaussian {smooth:.1%}); a peak of {peak:.1%} of the weights "
+    text += "there, beside a generalized Gaussian, has as many, the same κ over all, and the "
+    text += f"angle {_degrees(angle)}, {np.degrees(abs(measured - angle)):.2f}° off; "
     return text + f"{geometry.saturated_share(layer.wc):.2%} sit at ±1"
 
 
@@ -382,8 +383,9 @@ def _first_layer(report):
     failed = [text for text, passed in checks.items() if not passed]
     cosine = np.nanmean(np.cos(first.angles))
     why = f"fails: {'; '.join(failed)}. The first three axes hold {shares[:3].sum():.1%}. "
-    why += f"Where all axes are alike r is the cosine of the angle, {cosine:.3f}: whitening can "
-    why += f"add {cosine - as_is:.3f}. The covariance predicts a unit r of {predicted:.3f}, and "
+    why += f"Where all axes are alike r is the cosine of the angle, {cosine:.3f} for these "
+    why += f"weights, {cosine - as_is:.3f} above r as is. The covariance predicts a unit r of "
+    why += f"{predicted:.3f}, and "
     why += f"{np.nanmean(first.deflated_r):.3f} had its first axis no variance"
     theory = f"predicted unit r {_figure(first.predicted_r)}, without the first axis "
     theory += _figure(first.deflated_r)
@@ -742,7 +744,7 @@ def _weights_table(report):
             "σ / initial",
             "κ",
             "angle of κ (°)",
-            "peak at 0",
+            "peak at t",
             "angle of κ and peak (°)",
             "sd of cos / i.i.d.",
             "t/σ",
