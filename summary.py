@@ -135,6 +135,10 @@ def _off_kurtosis(layer):
     return abs(layer["angle"] - layer["kurtosis_angle"])
 
 
+def _off_peaked(layer):
+    return abs(layer["angle"] - layer["peaked_angle"])
+
+
 def _exponent(reports):
     convs = [[(layer["d"], layer["angle_sd"]) for layer in _convs(report)] for report in reports]
     return _range([geometry.scaling_exponent(*np.transpose(pairs)) for pairs in convs], "{:.2f}")
@@ -173,6 +177,7 @@ CLAIMS = (
     (f"{_ANGLE} (°)", "37.07; less if ternary", _inner(lambda layer: layer["angle"], "{:.1f}")),
     ("… off the Gaussian one at its t/σ (°)", "≤ 4", _inner(_off_closed_form, "{:.1f}", at_most=4)),
     ("… off the one of its kurtosis (°)", "≤ 1", _inner(_off_kurtosis, "{:.2f}", at_most=1)),
+    ("… and of its peak at the threshold (°)", "≤ 1", _inner(_off_peaked, "{:.2f}", at_most=1)),
     (
         "spread of w<sup>c</sup> over the one at the start",
         "≥ 2",

@@ -26,6 +26,7 @@ def layer(name, d, **other):
         "angle": 37.5,
         "angle_sd": 20 / d**0.5,
         "kurtosis_angle": 37.2,
+        "peaked_angle": 37.25,
         "tau": 0.0,
         "sd_over_initial": 4.0,
         "variance_shares": [0.75],
@@ -62,27 +63,29 @@ def test_claims_are_those_of_the_inner_layers(tmp_path):
     inner = [layer("conv_2", 1152), layer("conv_3", 2304, angle=38.0, sd_over_initial=5.0)]
     write_report(tmp_path / "cifar-10_binary", [first_layer(), *inner])
     figures = list(column(tmp_path).values())
-    assert figures[:6] == [
+    assert figures[:7] == [
         "87.12",
         "37.5 to 38.0",
         "0.4 to 0.9",
         "0.30 to 0.80",
+        "0.25 to 0.75",
         "4.0 to 5.0",
         "−0.50",
     ]
-    assert figures[6:8] == ["0.950", "0.560"]
-    assert figures[9:] == ["0.94 → 0.80", "75 %, 0.560 → 0.830", "1.00"]
+    assert figures[7:9] == ["0.950", "0.560"]
+    assert figures[10:] == ["0.94 → 0.80", "75 %, 0.560 → 0.830", "1.00"]
 
 
 @pytest.mark.parametrize(
     ("other", "bold"),
     [
-        ({"angle": 41.2, "kurtosis_angle": 41.0}, ["4.1"]),
+        ({"angle": 41.2, "kurtosis_angle": 41.0, "peaked_angle": 41.0}, ["4.1"]),
         ({"kurtosis_angle": 38.6}, ["1.10"]),
+        ({"peaked_angle": 38.6}, ["1.10"]),
         ({"sd_over_initial": 1.9}, ["1.9"]),
         # A threshold turns the Gaussian angle: 33.9 degrees at 0.11.
         ({"tau": 0.11, "angle": 38.2, "kurtosis_angle": 38.0}, ["4.3"]),
-        ({"tau": 0.11, "angle": 33.9, "kurtosis_angle": 33.9}, []),
+        ({"tau": 0.11, "angle": 33.9, "kurtosis_angle": 33.9, "peaked_angle": 33.9}, []),
     ],
 )
 def test_what_misses_its_bounds_is_bold(tmp_path, other, bold):
@@ -94,7 +97,7 @@ def test_what_misses_its_bounds_is_bold(tmp_path, other, bold):
 @pytest.mark.parametrize(("holds", "form"), [(False, r"\*\*.+\*\*"), (None, "—")])
 def test_the_report_judges_the_others(tmp_path, holds, form):
     write_report(tmp_path / "MNIST_binary", [first_layer(), layer("conv_2", 1152)], holds)
-    assert all(re.fullmatch(form, figure) for figure in list(column(tmp_path).values())[5:])
+    assert all(re.fullmatch(form, figure) for figure in list(column(tmp_path).values())[6:])
 
 
 def test_seeds_share_a_column(tmp_path):
@@ -104,7 +107,7 @@ def test_seeds_share_a_column(tmp_path):
     write_report(name.with_name("MNIST_binary_seed1"), other, holds=False, accuracy=0.8912)
     figures = list(column(tmp_path).values())
     assert figures[:3] == ["88.12 ± 1.41", "37.5 to 39.0", "0.4 to 1.9"]
-    assert figures[6:8] == ["**0.950**", "**0.560**"]
+    assert figures[7:9] == ["**0.950**", "**0.560**"]
 
 
 def write_run(folder, seed, accuracy, *flags):
