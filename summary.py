@@ -26,6 +26,15 @@ NETWORKS = {
     "MNIST_ternary": "MNIST, ternary",
 }
 
+# What the same network, at half the width and with the same recipe, quantizes its weights and
+# activations with: the lines of the table of costs.
+TWINS = {
+    "cifar-10_binary_half": "binary",
+    "cifar-10_ternary_half": "ternary, t = 0.02",
+    "cifar-10_ternary_half_sigma": "ternary, t = 0.612σ",
+    "cifar-10_continuous_half": "float (`--continuous`)",
+}
+
 # Flags that say where a run lies and what it keeps, not what it trains.
 _ELSEWHERE = ("--data_dir", "--out_dir", "--seed")
 _KEEPING = ("--resume", "--track_geometry", "--pack", "--compact")
@@ -57,14 +66,46 @@ def claims_table(results="results"):
     ValueError
         If none of the networks has a report there.
     """
-    networks = {label: _reports(Path(results), name) for name, label in NETWORKS.items()}
-    networks = {label: reports for label, reports in networks.items() if reports}
-    require(networks, f"{results} holds no report of any of {', '.join(NETWORKS)}")
+    networks = _labelled(results, NETWORKS)
     rows = [
         (claim, theory, *(figure(reports) for reports in networks.values()))
         for claim, theory, figure in CLAIMS
     ]
     return markdown_table(("claim", "paper or theory", *networks), rows)
+
+
+def costs_table(results="results"):
+    """What quantization costs: inner angles and test accuracy of each network of `TWINS`.
+
+    Parameters
+    ----------
+    results : path-like
+        Folder of the runs, one folder each.
+
+    Returns
+    -------
+    list of str
+        Lines of Markdown.
+
+    Raises
+    ------
+    ValueError
+        If none of the networks has a report there.
+    """
+    angles = _inner(lambda layer: layer["angle"], "{:.1f}")
+    rows = [
+        (label, angles(reports), _accuracy(reports), len(reports))
+        for label, reports in _labelled(results, TWINS).items()
+    ]
+    return markdown_table(("half width", f"{_ANGLE} (°)", "test accuracy (%)", "seeds"), rows)
+
+
+def _labelled(results, labels):
+    """Label to reports, those of all seeds, for the networks that have any."""
+    networks = {label: _reports(Path(results), name) for name, label in labels.items()}
+    networks = {label: reports for label, reports in networks.items() if reports}
+    require(networks, f"{results} holds no report of any of {', '.join(labels)}")
+    return networks
 
 
 def _reports(results, name):
@@ -285,11 +326,11 @@ def _minutes(folder):
 
 
 def main(argv=None):
-    """`python summary.py`: print both tables."""
+    """`python summary.py`: print the tables."""
     cli = argparse.ArgumentParser(prog="summary.py", description=__doc__.splitlines()[0])
     cli.parse_args(argv)
     with one_line_errors("summary.py"):
-        print("\n".join([*claims_table(), "", *runs_table()]))
+        print("\n".join([*claims_table(), "", *costs_table(), "", *runs_table()]))
 
 
 if __name__ == "__main__":

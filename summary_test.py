@@ -11,7 +11,7 @@ from utils import write_json, write_text
 ROOT = Path(__file__).parent
 
 
-@pytest.mark.parametrize("table", [summary.claims_table, summary.runs_table])
+@pytest.mark.parametrize("table", [summary.claims_table, summary.costs_table, summary.runs_table])
 def test_the_readme_has_the_tables(table):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "\n".join(table(ROOT / "results")) in readme, "paste what python summary.py prints"
@@ -108,6 +108,18 @@ def test_seeds_share_a_column(tmp_path):
     figures = list(column(tmp_path).values())
     assert figures[:3] == ["88.12 ± 1.41", "37.5 to 39.0", "0.4 to 1.9"]
     assert figures[7:9] == ["**0.950**", "**0.560**"]
+
+
+def test_costs_are_of_the_twins_that_are_there(tmp_path):
+    name = tmp_path / "cifar-10_binary_half"
+    write_report(name, [first_layer(), layer("conv_2", 1152)])
+    write_report(name.with_name(f"{name.name}_seed1"), [first_layer(), layer("conv_2", 1152)])
+    twin = [layer("conv_1", 27, angle=0.0), layer("conv_2", 1152, angle=0.0)]
+    write_report(tmp_path / "cifar-10_continuous_half", twin, holds=None, accuracy=0.9)
+    assert summary.costs_table(tmp_path)[2:] == [
+        "| binary | 37.5 | 87.12 ± 0.00 | 2 |",
+        "| float (`--continuous`) | 0.0 | 90.00 | 1 |",
+    ]
 
 
 def write_run(folder, seed, accuracy, *flags):
