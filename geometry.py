@@ -442,6 +442,7 @@ def peaked_shape_angle(kurtosis, near, tau=0):
     """
     near = _real(near, 0, "the share near the threshold")
     _require(near <= 1, "the share near the threshold must be at most 1")
+    tau = float(_real(tau, 0, "threshold tau"))
     if kurtosis <= 1.8:
         return shape_angle(kurtosis, tau), 0.0
 

@@ -325,6 +325,8 @@ def test_peaked_shape_angle_with_too_few_weights_at_the_threshold_and_with_too_m
     angle, peak = geometry.peaked_shape_angle(2.4, 0.9)
     assert peak == pytest.approx(0.25)
     assert np.cos(angle) == pytest.approx(np.sqrt(3) / 2 * np.sqrt(0.75))
+    with pytest.raises(ValueError, match="tau"):
+        geometry.peaked_shape_angle(3, 0.1, -0.1)
     # Weights at 1.5 standard deviations have half of the variance where they are 2/9 of all.
     assert geometry.peaked_shape_angle(30, 1, 1.5)[1] == pytest.approx(2 / 9)
 
