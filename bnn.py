@@ -103,6 +103,7 @@ class BinaryModel(keras.Model):
                 ),
                 "threshold": params.threshold if params.threshold_sigma is None else 0.0,
                 "threshold_sigma": params.threshold_sigma,
+                "activation_threshold": params.activation_threshold,
                 "bn_momentum": training.bn_momentum,
                 "dtype": training.precision,
                 "kernel_initializer": keras.initializers.GlorotUniform(int(seed)),

@@ -22,6 +22,7 @@ KINDS = {
     "binary": {},
     "ternary": {"levels": 3},
     "ternary_sigma": {"levels": 3, "threshold_sigma": 0.6},
+    "two thresholds": {"levels": 3, "threshold_sigma": 0.6, "activation_threshold": 0.02},
     "continuous": {"bin_weights": False, "bin_acts": False},
     "mixed": {"bin_weights": [1, 0, 1, 1], "bin_acts": [0, 1, 1, 1]},
 }
@@ -360,6 +361,7 @@ LEVELS = {
     "binary": {},
     "ternary": {"levels": 3, "threshold": 0.05},
     "ternary_sigma": {"levels": 3, "threshold_sigma": 0.6},
+    "two thresholds": {"levels": 3, "threshold": 0.05, "activation_threshold": 0.6},
 }
 
 
@@ -378,6 +380,7 @@ def network_with_history(in_dim, **params):
 
 # XLA takes seconds for each: the corners in every run, the others with make test-all.
 QUICK = {("odd", "binary"), ("odd", "ternary"), ("one channel", "ternary_sigma")} | {
+    ("dense", "two thresholds"),
     ("dense", "binary"),
     ("even filters", "binary"),
     ("only an output", "ternary"),

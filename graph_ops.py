@@ -561,6 +561,7 @@ class QuantizedLayer(keras.layers.Layer):
         activation_quantizer="binary",
         threshold=0.0,
         threshold_sigma=None,
+        activation_threshold=None,
         bn_momentum=0.99,
         kernel_initializer="glorot_uniform",
         input_quantizer=None,
@@ -571,7 +572,11 @@ class QuantizedLayer(keras.layers.Layer):
             raise ValueError(f"a layer needs at least one output unit, not {units}")
         if threshold_sigma is not None and threshold != 0:
             raise ValueError("threshold and threshold_sigma exclude each other: give one")
-        for name, value in (("threshold", threshold), ("threshold_sigma", threshold_sigma or 0)):
+        for name, value in (
+            ("threshold", threshold),
+            ("threshold_sigma", threshold_sigma or 0),
+            ("activation_threshold", activation_threshold or 0),
+        ):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, not {value}")
         quantizer_named(weight_quantizer)
@@ -583,6 +588,7 @@ class QuantizedLayer(keras.layers.Layer):
         self.activation_quantizer = activation_quantizer
         self.threshold = threshold
         self.threshold_sigma = threshold_sigma
+        self.activation_threshold = activation_threshold
         self.bn_momentum = bn_momentum
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_quantizer = input_quantizer
@@ -632,7 +638,9 @@ class QuantizedLayer(keras.layers.Layer):
         """θ on batch-normed activations; the identity in a layer without activation quantizer."""
         if self.activation_quantizer is None:
             return tf.cast(pre_activation, tf.float32)
-        threshold = self.threshold if self.threshold_sigma is None else self.threshold_sigma
+        threshold = self.activation_threshold
+        if threshold is None:
+            threshold = self.threshold if self.threshold_sigma is None else self.threshold_sigma
         return quantizer_named(self.activation_quantizer)(pre_activation, threshold)
 
     def dot_products(self, inputs, kernel):
@@ -699,6 +707,7 @@ class QuantizedLayer(keras.layers.Layer):
             "activation_quantizer": self.activation_quantizer,
             "threshold": self.threshold,
             "threshold_sigma": self.threshold_sigma,
+            "activation_threshold": self.activation_threshold,
             "bn_momentum": self.bn_momentum,
             "input_quantizer": self.input_quantizer,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
@@ -724,6 +733,8 @@ class BinaryConv2D(QuantizedLayer):
     threshold_sigma : float, optional
         Instead of `threshold`: that many standard deviations of the latent weights, taken anew
         in every step, and the same number itself on batch-normed activations.
+    activation_threshold : float, optional
+        Another one on batch-normed activations.
     bn_momentum : float
     kernel_initializer : str or keras.initializers.Initializer
         Of the latent weights.

@@ -85,6 +85,29 @@ def test_sigma_threshold_follows_the_latent_weights():
         assert zeros == pytest.approx(np.mean(np.abs(normal) <= 0.612 * normal.std()), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "activations"),
+    [
+        ({"threshold": 0.2}, 0.2),
+        ({"threshold_sigma": 0.2}, 0.2),
+        ({"threshold": 0.2, "activation_threshold": 0.5}, 0.5),
+        ({"threshold_sigma": 0.2, "activation_threshold": 0.0}, 0.0),
+    ],
+)
+def test_activations_have_the_weights_threshold_unless_given_another(thresholds, activations):
+    both = {"weight_quantizer": "ternary", "activation_quantizer": "ternary"}
+    layer = graph_ops.BinaryDense(8, **both, **thresholds)
+    layer.build((None, 16))
+    layer.latent_kernel.assign(np.linspace(-1, 1, 128, dtype=np.float32).reshape(16, 8))
+    values = np.linspace(-1, 1, 41, dtype=np.float32)
+    expected = np.sign(values) * (np.abs(values) > activations)
+    np.testing.assert_array_equal(layer.quantized_output(tf.constant(values)), expected)
+    latent = layer.latent_kernel.numpy()
+    scale = latent.std() if "threshold_sigma" in thresholds else 1
+    expected = np.sign(latent) * (np.abs(latent) > 0.2 * scale)
+    np.testing.assert_array_equal(layer.quantized_kernel(), expected)
+
+
 def numpy_convolution(x, kernel):
     """Correlation of NHWC images with an HWIO kernel under SAME zero padding, tap by tap."""
     size = kernel.shape[0]
@@ -221,6 +244,7 @@ def test_latent_weights_are_clipped_after_each_step():
         ({"threshold": -1.0}, "threshold must be"),
         ({"threshold": float("nan")}, "threshold must be"),
         ({"threshold": 0.1, "threshold_sigma": 0.6}, "exclude each other"),
+        ({"activation_threshold": -0.1}, "activation_threshold must be"),
     ],
 )
 def test_layers_refuse_what_they_cannot_do(options, message):

@@ -89,6 +89,7 @@ def parser():
     add(net, "--levels", 2, "2 for binary, 3 for ternary", type=int, choices=(2, 3))
     add(net, "--threshold", "0.0; ternary 0.02", "of the ternary quantizer", **number)
     add(net, "--threshold_sigma", "none", "threshold in standard deviations", **number)
+    add(net, "--activation_threshold", "the weights'", "that of activations", **number)
     rotations = ("random", "pca", "zca")
     rotate = "quantize the first layer in this basis"
     add(net, "--rotate_first", "none", rotate, choices=rotations)

@@ -252,6 +252,7 @@ WRONG = {
         ["--levels", "3", "--threshold", "0.1", "--threshold_sigma", "0.6"],
         "exclude each other",
     ),
+    "activation_threshold": (["--activation_threshold", "0.6"], "needs levels 3"),
     "threshold too high": (["--levels", "3", "--threshold", "0.9"], "single non-zero weight"),
     "pack continuous": (["--continuous", "--pack"], "cannot pack: bin_weights leaves layers"),
     "pack quantizer": (["--quantizer", "scaled_sign", "--pack"], "cannot pack: its quantizer"),

@@ -129,7 +129,7 @@ def write_run(folder, seed, accuracy, *flags):
         "data_set": "MNIST",
         "valid_size": None,
         "debug": False,
-        "network_params": sorted(flags),
+        "network_params": dict.fromkeys(flags, True) | ({"younger": None} if seed else {}),
         "training_params": {"seed": seed, "epochs": 2},
         "sittings": [{"command": command}, {"command": ["run_bnn.py", "--other"]}],
     }

@@ -166,6 +166,8 @@ class NetworkParams:
     threshold_sigma : float, optional
         Instead of `threshold`: in units of the standard deviation of each layer's latent weights,
         and of 1 for batch-normed activations.
+    activation_threshold : float, optional
+        Another one for batch-normed activations, whose standard deviation is 1.
     rotate_first : {"random", "pca", "zca"}, optional
         Quantize the first layer's weights after a rotation of its patches, a random one or to
         their principal axes, or for whitened patches.
@@ -188,6 +190,7 @@ class NetworkParams:
     levels: int = 2
     threshold: float | None = None
     threshold_sigma: float | None = None
+    activation_threshold: float | None = None
     rotate_first: str | None = None
     quantizer: str | None = None
 
@@ -243,6 +246,9 @@ class NetworkParams:
             object.__setattr__(self, "threshold", published)
         _require_number("threshold", self.threshold, 0)
         require(self.levels == 3 or self.threshold == 0, "a threshold needs levels 3")
+        if self.activation_threshold is not None:
+            _require_number("activation_threshold", self.activation_threshold, 0)
+            require(self.levels == 3, "activation_threshold needs levels 3")
 
     def layer_shapes(self, in_dim, out_dim):
         """Fan-in and output units of each layer, for images of shape `in_dim`."""

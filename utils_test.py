@@ -73,6 +73,8 @@ def test_one_bool_stands_for_all_layers():
         ({"levels": 3, "threshold": 0.1, "threshold_sigma": 0.6}, "exclude each other"),
         ({"threshold_sigma": 0.6}, "threshold_sigma needs levels 3"),
         ({"levels": 3, "threshold_sigma": float("inf")}, "threshold_sigma must be"),
+        ({"levels": 3, "activation_threshold": -0.1}, "activation_threshold must be"),
+        ({"activation_threshold": 0.6}, "activation_threshold needs levels 3"),
     ],
 )
 def test_network_parameters_are_checked(options, message):
