@@ -3,13 +3,12 @@
 Every `plot_` function returns a matplotlib figure.
 """
 
-from itertools import compress, cycle
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
-from scipy.cluster.hierarchy import fclusterdata
 from scipy.stats import norm
 
 import geometry
@@ -360,49 +359,22 @@ def plot_angle_scaling(layers):
     Parameters
     ----------
     layers : sequence
-        As for `plot_layer_angles`; also `convolutional`.
+        As for `plot_layer_angles`.
     """
-    figure, axis = plt.subplots(figsize=(4.8, 3.6))
+    figure, axis = plt.subplots(figsize=(5.6, 3.6))
     d = np.array([layer.fan_in for layer in layers], float)
     span = np.unique(np.rint(np.geomspace(d.min() / 2, d.max() * 2, 200)))
     axis.loglog(
         span, np.degrees(geometry.angle_moments(span)[1]), label="Gaussian theory", **THEORY
     )
-    spread = np.degrees([np.nanstd(layer.angles) for layer in layers])
-    shown = spread > 0  # A single unit has none.
-    d, spread, layers = d[shown], spread[shown], list(compress(layers, shown))
-    conv = np.array([layer.convolutional for layer in layers], bool)
-    for chosen, style, color, label in (
-        (conv, "o", COLORS[0], "convolutional"),
-        (~conv, "s", COLORS[5], "fully connected"),
-    ):
-        axis.loglog(d[chosen], spread[chosen], style, color=color, label=label)
-    _name_layers(axis, d, spread, [layer.name for layer in layers])
+    for i, layer in enumerate(layers):
+        spread = np.degrees(np.nanstd(layer.angles))
+        if spread > 0:  # A single unit has none.
+            axis.plot(layer.fan_in, spread, linestyle="", label=layer.name, **_layer_marker(i))
     axis.set(xlabel="fan-in d", ylabel="sd of angle(w$^c$, w$^b$) over units (degrees)")
     _plain_ticks(axis.yaxis)
-    axis.legend()
+    figure.legend(loc="outside right center", fontsize=7)
     return figure
-
-
-def _name_layers(axis, d, spread, names):
-    """Layers side by side have one text, the widest first, on the side away from the line."""
-    # A text is wider than it is high, so it reaches further along d.
-    points = np.log(np.stack([d, spread], axis=1)) * [0.8, 1]
-    groups = fclusterdata(points, 0.5, "distance") if len(names) > 1 else np.ones(len(names))
-    for group in np.unique(groups):
-        alike = np.flatnonzero(groups == group)
-        alike = alike[np.argsort(-spread[alike])]
-        above = spread[alike[0]] > np.degrees(geometry.angle_moments(d[alike[0]])[1])
-        axis.annotate(
-            ", ".join(names[i] for i in alike),
-            (d[alike].max(), spread[alike[0]]) if above else (d[alike[0]], spread[alike[-1]]),
-            textcoords="offset points",
-            xytext=(6, 0) if above else (0, -6),
-            ha="left" if above else "center",
-            va="center" if above else "top",
-            fontsize=7,
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
-        )
 
 
 def plot_dot_products(layers, which):
