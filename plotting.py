@@ -625,7 +625,7 @@ def plot_thresholds(layers, networks):
     taus = [layer.tau for layer in layers]
     taus += [tau for rows in networks.values() for tau in rows[:, 0]]
     figure, left, right = _ternary_axes(max(1.0, 1.2 * max(taus)))
-    for marker, (name, rows) in zip(cycle("x+12"), networks.items(), strict=False):
+    for marker, (name, rows) in zip(cycle("x+1234"), networks.items(), strict=False):
         tau, angles, zeros = np.transpose(rows)
         style = {"marker": marker, "linestyle": "", "color": "grey", "markersize": 4}
         left.plot(tau, np.degrees(angles), label=name, **style)

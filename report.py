@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 import zlib
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -580,20 +581,19 @@ def ternary_layers(results="results"):
     -------
     dict
         Name of the network to an array of shape (layers, 3): the threshold τ = t/σ, the mean
-        angle in radians, and the share of weights that are zero.
+        angle in radians, and the share of weights that are zero. Other seeds' layers, from
+        folders of that name with _seed1, _seed2 behind it, follow.
     """
-    networks = {}
+    networks = defaultdict(list)
     for path in sorted(Path(results).glob("*/report.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         if summary["network_params"]["levels"] == 3:
-            networks[path.parent.name] = np.array(
-                [
-                    # The shares are those of −1, 0 and 1.
-                    (layer["tau"], np.radians(layer["angle"]), layer["shares"][1])
-                    for layer in summary["layers"]
-                ]
-            )
-    return networks
+            networks[path.parent.name.partition("_seed")[0]] += [
+                # The shares are those of −1, 0 and 1.
+                (layer["tau"], np.radians(layer["angle"]), layer["shares"][1])
+                for layer in summary["layers"]
+            ]
+    return {name: np.array(rows) for name, rows in networks.items()}
 
 
 def _restored(layer, arrays):

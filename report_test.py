@@ -244,12 +244,12 @@ def test_the_published_report_is_of_the_published_checkpoint():
 def test_layers_of_ternary_networks_are_read_from_their_reports(tmp_path):
     made = exemplary(threshold=0.02)
     layers = [report._plain(report.layer_summary(layer)) for layer in made.layers]
-    for name, levels in (("two", 2), ("three", 3)):
+    for name, levels in (("two", 2), ("three", 3), ("three_seed1", 3), ("three_seed2", 3)):
         summary = {"network_params": {"levels": levels}, "layers": layers}
         write_json(tmp_path / name / "report.json", summary)
     networks = report.ternary_layers(tmp_path)
     assert list(networks) == ["three"]
-    for (tau, angle, zeros), layer in zip(networks["three"], made.layers, strict=True):
+    for (tau, angle, zeros), layer in zip(networks["three"], 3 * made.layers, strict=True):
         assert tau == pytest.approx(layer.tau)
         assert angle == pytest.approx(layer.angles.mean())
         assert zeros == np.mean(layer.wb == 0)
