@@ -77,7 +77,7 @@ def claims_table(results="results"):
 
 
 def costs_table(results="results"):
-    """What quantization costs: inner angles and test accuracy of each network of `TWINS`.
+    """What quantization costs: what inner layers keep, and test accuracy, by network of `TWINS`.
 
     Parameters
     ----------
@@ -94,12 +94,18 @@ def costs_table(results="results"):
     ValueError
         If none of the networks has a report there.
     """
-    angles = _inner(lambda layer: layer["angle"], "{:.1f}")
+    kept = {
+        f"{_ANGLE} (°)": _inner(lambda layer: layer["angle"], "{:.1f}"),
+        _WEIGHTS_R: _inner(lambda layer: layer["weights_dot"]["r"]),
+        _ACTIVATIONS_R: _inner(lambda layer: layer["activations_dot"]["r"]),
+        "test accuracy (%)": _accuracy,
+        "seeds": len,
+    }
     rows = [
-        (label, angles(reports), _accuracy(reports), len(reports))
+        (label, *(figure(reports) for figure in kept.values()))
         for label, reports in _labelled(results, TWINS).items()
     ]
-    return markdown_table(("half width", f"{_ANGLE} (°)", "test accuracy (%)", "seeds"), rows)
+    return markdown_table(("half width", *kept), rows)
 
 
 def _labelled(results, labels):
@@ -213,6 +219,8 @@ def _points_lost(reports):
 
 
 _ANGLE = "angle of w<sup>c</sup> and w<sup>b</sup>"
+_WEIGHTS_R = "r of A·w<sup>c</sup> and A·w<sup>b</sup>"
+_ACTIVATIONS_R = "r of A<sup>c</sup>·w<sup>b</sup> and A<sup>b</sup>·w<sup>b</sup>"
 
 # What is claimed, what the paper or theory has for it, and the figure.
 CLAIMS = (
@@ -228,13 +236,13 @@ CLAIMS = (
     ),
     (f"spread of {_ANGLE}: exponent of d", "−0.5 ± 0.15", _judged("angle-scaling", _exponent)),
     (
-        "r of A·w<sup>c</sup> and A·w<sup>b</sup>",
+        _WEIGHTS_R,
         "≥ 0.9",
         _judged("weights-dot", _inner(lambda layer: layer["weights_dot"]["r"])),
     ),
     ("… in the first layer", "below", _judged("weights-dot", _first_r)),
     (
-        "r of A<sup>c</sup>·w<sup>b</sup> and A<sup>b</sup>·w<sup>b</sup>",
+        _ACTIVATIONS_R,
         "≥ 0.85",
         _judged("activations-dot", _inner(lambda layer: layer["activations_dot"]["r"])),
     ),

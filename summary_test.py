@@ -112,13 +112,15 @@ def test_seeds_share_a_column(tmp_path):
 
 def test_costs_are_of_the_twins_that_are_there(tmp_path):
     name = tmp_path / "cifar-10_binary_half"
-    write_report(name, [first_layer(), layer("conv_2", 1152)])
-    write_report(name.with_name(f"{name.name}_seed1"), [first_layer(), layer("conv_2", 1152)])
-    twin = [layer("conv_1", 27, angle=0.0), layer("conv_2", 1152, angle=0.0)]
+    layers = [first_layer(), layer("conv_2", 1152, activations_dot={"r": 0.9})]
+    write_report(name, layers)
+    write_report(name.with_name(f"{name.name}_seed1"), layers)
+    same = {"angle": 0.0, "weights_dot": {"r": 1.0}}
+    twin = [layer("conv_1", 27, **same), layer("conv_2", 1152, **same)]
     write_report(tmp_path / "cifar-10_continuous_half", twin, holds=None, accuracy=0.9)
     assert summary.costs_table(tmp_path)[2:] == [
-        "| binary | 37.5 | 87.12 ± 0.00 | 2 |",
-        "| float (`--continuous`) | 0.0 | 90.00 | 1 |",
+        "| binary | 37.5 | 0.950 | 0.900 | 87.12 ± 0.00 | 2 |",
+        "| float (`--continuous`) | 0.0 | 1.000 | 0.950 | 90.00 | 1 |",
     ]
 
 
