@@ -1,22 +1,24 @@
-"""Measure a trained network's geometry: angles, dot products and weights, layer by layer.
+"""Measure the geometry of a network, layer by layer: angles, dot products and weights.
 
-`measure_layers` is the quick look that training prints, `measure_network` the whole measurement.
-Both stream over the images: memory does not grow with their number, and results do not depend on
-the batch size.
+`measure_layers` is the quick look that training prints, on any Keras model; `measure_network` is
+the whole measurement. Both stream over the images: memory does not grow with their number, and
+results do not depend on the batch size.
 """
 
-import csv
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import geometry
-from bnn import INFERENCE_BATCH, WHITENING_FLOOR, Activations, layers_accuracy, refit_layers, scaled
-from utils import atomic_path
+import walk
+from bnn import BinaryNeuralNetwork, scaled
+from fast.store import Store
+from graph_ops import Clip, RotatedConv2D, Sign, Ternary
+from stream import INFERENCE_BATCH
 
 # isort: split
 import keras
 import numpy as np
+from tabulate import tabulate
 from tqdm import tqdm
 
 # Images that fix the histograms' extents: the first ones, so that no batch size changes them.
@@ -30,8 +32,8 @@ COVARIANCE_IMAGES = 2000
 COVARIANCE_POSITIONS = 32
 # A covariance of a larger fan-in, and the work on it, would not stay under 2 GB.
 WIDEST_COVARIANCE = 5000
-# Training images on which batch-norm statistics are re-estimated.
-REFIT_IMAGES = 2000
+# Floats that the activations of one batch may take: half a gigabyte.
+BATCH_FLOATS = 2**27
 
 
 # --- What is measured -------------------------------------------------------------------------
@@ -74,25 +76,31 @@ class LayerMeasurement:
     Attributes
     ----------
     name : str
+        The layer's; with the kernel's after a dot where a layer has several.
     fan_in : int
         d, the length of a unit's weight vector.
-    convolutional : bool
+    window : walk.Window or None
+        The patches that a convolution of images multiplies.
+    first : bool
+        Do the layer's inputs come from the model's without another product between them?
     wc, wb : ndarray, shape (…, units)
         Latent and quantized weights, in the basis in which they are quantized.
     threshold : float
-        Of the ternary weight quantizer, absolute; 0 for a binary one.
+        Of the ternary weight quantizer, absolute; 0 for any other.
     quantized, quantized_input : bool
-        Are its weights, and the activations that it sees?
+        Does the layer quantize its weights, and its inputs? If not its weights, `wb` are those of
+        the quantizer that the measurement was asked for.
     positions : int
-        Dot products of a unit per image, before pooling.
-    weight_bits : {1, 2, 32}
-        A binary, a ternary or any other weight.
+        Dot products of a unit per image, over all time steps.
+    weight_bits : int
+        Bits of a quantized weight, 32 for a float.
     weights_dot : DotProducts
         A·w^c (x) against A·w^b (y).
     activations_dot : DotProducts or None
-        A^c·w^b (x) against A^b·w^b (y); None in the first layer, whose input is not quantized.
+        A^c·w^b (x) against A^b·w^b (y); None where the layer has no input quantizer.
     permuted : DotProducts or None
-        As `weights_dot`, with all entries of the layer's input permuted together.
+        As `weights_dot`, with all entries of the layer's input permuted together, over images
+        and, in a recurrent layer, time steps.
     spectrum : ndarray, shape (d,), or None
         Eigenvalues of the input patches' covariance, greatest first.
     predicted_r : ndarray, shape (units,), or None
@@ -100,7 +108,8 @@ class LayerMeasurement:
     deflated_r : ndarray, shape (units,), or None
         As `predicted_r`, had the first principal axis no variance; of the first layer only.
     entries : DotProducts or None
-        A^c (x) against A^b (y) themselves, entry by entry; None in the first layer.
+        A^c (x) against A^b (y) themselves, entry by entry; None where the layer has no input
+        quantizer.
     textured : ndarray, shape (3,), or None
         Share of the positions whose patch of A^c is not the same all over, as that of an empty
         background is; pooled r of the entries and of the dot products at these alone. None where
@@ -109,7 +118,8 @@ class LayerMeasurement:
 
     name: str
     fan_in: int
-    convolutional: bool
+    window: walk.Window | None
+    first: bool
     wc: np.ndarray = field(repr=False)
     wb: np.ndarray = field(repr=False)
     threshold: float
@@ -125,6 +135,10 @@ class LayerMeasurement:
     deflated_r: np.ndarray = field(default=None, repr=False)
     entries: DotProducts = None
     textured: np.ndarray = field(default=None, repr=False)
+
+    @property
+    def convolutional(self):
+        return self.window is not None
 
     @property
     def angles(self):
@@ -193,11 +207,11 @@ class LayerMeasurement:
 class _PairCounter:
     """Statistics of one layer's pairs, away from the border and at it."""
 
-    def __init__(self, x, y, border):
-        extent = (*_range(x), *_range(y))
-        self.border = border if x.ndim == 4 else 0
+    def __init__(self, pilot, border):
+        units, extent = pilot.units, (*pilot.range(0), *pilot.range(1))
+        self.border = border if pilot.images else 0
         self.inside, self.edge = (
-            geometry.DotProductStatistics(x.shape[-1], extent, HISTOGRAM_BINS) for _ in range(2)
+            geometry.DotProductStatistics(units, extent, HISTOGRAM_BINS) for _ in range(2)
         )
 
     def update(self, x, y):
@@ -221,201 +235,267 @@ class _PairCounter:
         )
 
 
-def _range(values):
-    # A little more than the extremes of the pilot images: next to nothing lies outside.
-    limit = 1.05 * float(np.abs(values).max()) or 1.0
-    if np.array_equal(values[:1], np.rint(values[:1])):
-        # Dot products of ±1 vectors move in steps of 2: cells of an even width hold as many of
-        # their values each, where others would draw stripes.
-        limit = HISTOGRAM_BINS * np.ceil(limit / HISTOGRAM_BINS)
-    return -limit, limit
+class _Pilot:
+    """What the first images tell of a layer's pairs: how far they reach."""
+
+    def __init__(self, x, y):
+        self.units, self.images = x.shape[-1], x.ndim == 4
+        # Dot products of ±1 vectors, by the first image.
+        self._whole = [np.array_equal(v[:1], np.rint(v[:1])) for v in (x, y)]
+        self._largest = [0.0, 0.0]
+
+    def update(self, *pair):
+        self._largest = [
+            max(limit, float(np.abs(values).max()))
+            for limit, values in zip(self._largest, pair, strict=True)
+        ]
+
+    def range(self, axis):
+        # A little more than the extremes of the first images: next to nothing lies outside.
+        limit = 1.05 * self._largest[axis] or 1.0
+        if self._whole[axis]:
+            # They move in steps of 2: cells of an even width hold as many of their values each,
+            # where others would draw stripes.
+            limit = HISTOGRAM_BINS * np.ceil(limit / HISTOGRAM_BINS)
+        return -limit, limit
 
 
 # --- Measurement ------------------------------------------------------------------------------
 
 
-def measure_layers(network, x, batch_size=INFERENCE_BATCH, progress=False):
-    """Measure angles and dot products of every layer of a network.
+def measure_layers(
+    model,
+    x,
+    batch_size=INFERENCE_BATCH,
+    progress=False,
+    quantizer=Sign(),  # noqa: B008
+):
+    """Measure angles and dot products of every product of a network.
 
     Parameters
     ----------
-    network : bnn.BinaryNeuralNetwork
-    x : ndarray, shape (n, height, width, channels)
-        Images as `network.predict` takes them.
+    model : bnn.BinaryNeuralNetwork or keras.Model
+        Any Keras model: functional, sequential or subclassed, with shortcuts or recurrent layers.
+    x : ndarray, shape (n, ...)
+        Images, or whatever the model takes.
     batch_size : int
-        Images at a time; changes memory and speed, not the result.
+        Images at a time, at most; changes memory and speed, not the result.
     progress : bool
         Draw a progress bar?
+    quantizer : graph_ops.Quantizer
+        Against which weights are measured in a layer that does not quantize them.
 
     Returns
     -------
     list of LayerMeasurement
-        From the first layer to the output.
+        One per product, in the order in which the model forms them first.
+
+    Raises
+    ------
+    ValueError
+        If it is not known how a layer of the model multiplies.
     """
-    layers = network.model.quantized_layers
-    counters = [{} for _ in layers]
-    for counter, pairs in zip(counters, _all_pairs(network, x[:PILOT_IMAGES]), strict=True):
-        for which, (a, b) in pairs:
-            counter[which] = _PairCounter(a, b, network.network_params.filter_size // 2)
-    with tqdm(total=len(x), desc="dot products", unit="image", disable=not progress) as bar:
-        for images in _batches(x, batch_size):
-            for counter, pairs in zip(counters, _all_pairs(network, images), strict=True):
-                for which, (a, b) in pairs:
-                    counter[which].update(a, b)
-            bar.update(len(images))
-    measured = layer_weights(network)
-    for result, counter in zip(measured, counters, strict=True):
-        for which, pairs in counter.items():
-            setattr(result, which, pairs.result())
+    model = _keras_model(model, x)
+    measured, floats = _probed(model, x, quantizer)
+    batch_size = max(1, min(batch_size, BATCH_FLOATS // floats))
+    pilots, counters = {}, {}
+
+    def look(product):
+        for which, pair in _pairs(product, quantizer):
+            key = product.name, which
+            if key not in pilots:
+                pilots[key] = _Pilot(*pair)
+            pilots[key].update(*pair)
+
+    def count(product):
+        for which, pair in _pairs(product, quantizer):
+            counters[product.name, which].update(*pair)
+
+    _visit_batches(model, x[:PILOT_IMAGES], batch_size, look)
+    borders = {layer.name: layer.window.border if layer.window else 0 for layer in measured}
+    for (name, which), pilot in pilots.items():
+        counters[name, which] = _PairCounter(pilot, borders[name])
+    _visit_batches(model, x, batch_size, count, "dot products", progress)
+    by_name = {layer.name: layer for layer in measured}
+    for (name, which), counter in counters.items():
+        setattr(by_name[name], which, counter.result())
     return measured
 
 
-def measure_network(network, x, x_train, batch_size=INFERENCE_BATCH, progress=False):
+def measure_network(
+    network,
+    x,
+    x_train,
+    batch_size=INFERENCE_BATCH,
+    progress=False,
+    quantizer=Sign(),  # noqa: B008
+):
     """Measure everything that the paper's claims about a trained network need.
 
     Parameters
     ----------
-    network : bnn.BinaryNeuralNetwork
+    network : bnn.BinaryNeuralNetwork or keras.Model
     x, x_train : ndarray, shape (n, height, width, channels)
         Test images, on which dot products are measured (the first `PERMUTED_IMAGES` of them also
         with permuted activations, and without empty background), and training images, the first
         `COVARIANCE_IMAGES` of which give the covariances.
-    batch_size, progress
+    batch_size, progress, quantizer
         As for `measure_layers`.
 
     Returns
     -------
     list of LayerMeasurement
     """
-    measured = measure_layers(network, x, batch_size, progress)
-    _measure_permuted(network, measured, x[:PERMUTED_IMAGES], batch_size, progress)
-    _measure_textured(network, measured, x[:PERMUTED_IMAGES], batch_size)
-    _measure_covariances(network, measured, x_train[:COVARIANCE_IMAGES], batch_size, progress)
+    measured = measure_layers(network, x, batch_size, progress, quantizer)
+    model = _keras_model(network, x)
+    by_name = {layer.name: layer for layer in measured}
+    _measure_permuted(model, by_name, x[:PERMUTED_IMAGES], batch_size, progress)
+    _measure_textured(model, by_name, x[:PERMUTED_IMAGES], batch_size)
+    x_train = x_train[:COVARIANCE_IMAGES]
+    _measure_covariances(model, by_name, x_train, quantizer, batch_size, progress)
     return measured
 
 
-def _batches(x, size):
-    return (x[start : start + size] for start in range(0, len(x), size))
+def layer_weights(network, quantizer=Sign()):  # noqa: B008
+    """A `LayerMeasurement` of every layer of a `BinaryNeuralNetwork`, of its weights only."""
+    x = np.zeros((1, *network.in_dim), np.uint8)
+    return _probed(network.model, x, quantizer)[0]
 
 
-def layer_weights(network):
-    """A `LayerMeasurement` of every layer, weights only: no image is needed for those."""
-    layers, shape = network.model.quantized_layers, (None, *network.in_dim)
-    quantized_inputs = (False, *(layer.activation_quantizer != "clip" for layer in layers[:-1]))
-    measured = []
-    for layer, quantized_input in zip(layers, quantized_inputs, strict=True):
-        result = _weights_of(layer)
-        result.quantized_input = quantized_input
-        if result.convolutional:
-            result.positions = math.prod(shape[1:3])
-            shape = layer.compute_output_shape(shape)
-        measured.append(result)
-    return measured
+def _keras_model(model, x):
+    return model.model_for(x) if isinstance(model, BinaryNeuralNetwork) else model
 
 
-def _weights_of(layer):
-    coordinates = layer.coordinates(layer.latent_kernel)
-    wc = keras.ops.convert_to_numpy(coordinates)
-    ternary = layer.weight_quantizer == "ternary"
+def _visit_batches(model, x, size, visitor, description=None, progress=False):
+    with tqdm(total=len(x), desc=description, unit="image", disable=not progress) as bar:
+        for start in range(0, len(x), size):
+            images = x[start : start + size]
+            walk.visit(model, images, visitor)
+            bar.update(len(images))
+
+
+def _probed(model, x, quantizer):
+    """Every layer's weights, and how many floats its activations take, from a single image."""
+    first, measured, floats = walk.first_products(model, x), {}, 0
+
+    def look(product):
+        nonlocal floats
+        outputs = math.prod(_quantized_products(product, quantizer).shape)
+        floats += math.prod(product.inputs.shape) + outputs
+        if product.name not in measured:
+            measured[product.name] = _weights_of(product, quantizer, product.name in first)
+            measured[product.name].positions = 0
+        result = measured[product.name]
+        result.positions += outputs // result.wc.shape[-1]
+
+    walk.visit(model, x[:1], look)
+    return list(measured.values()), floats
+
+
+def _weights_of(product, quantizer, first):
+    own = product.kernel_quantizer
+    wc = keras.ops.convert_to_numpy(product.kernel)
     # In another basis the kernel itself is no longer of −1, 0 and 1.
-    plain = getattr(layer, "basis", None) is None
+    plain = not isinstance(product.layer, RotatedConv2D)
     return LayerMeasurement(
-        name=layer.name,
+        name=product.name,
         fan_in=wc[..., 0].size,
-        convolutional=wc.ndim == 4,
+        window=product.window,
+        first=first,
         wc=wc,
-        wb=keras.ops.convert_to_numpy(layer.quantized_coordinates()),
-        threshold=float(layer.weight_threshold(coordinates)) if ternary else 0.0,
-        quantized=layer.weight_quantizer != "clip",
-        quantized_input=False,
-        weight_bits={"binary": 1, "ternary": 2}.get(layer.weight_quantizer, 32) if plain else 32,
+        wb=keras.ops.convert_to_numpy(_quantized_kernel(product, quantizer)),
+        threshold=float(own.threshold(wc)) if isinstance(own, Ternary) else 0.0,
+        quantized=own is not None,
+        quantized_input=product.input_quantizer not in (None, Clip()),
+        weight_bits=own.bits if own is not None and plain else 32,
     )
 
 
-def _all_pairs(network, images):
-    """Layer by layer, the names of its pairs of dot products with the pairs themselves."""
-    for layer, inputs, unquantized in network.model.layer_inputs(
-        keras.ops.convert_to_tensor(images)
-    ):
-        first = layer is network.model.quantized_layers[0]
-        yield _pairs(layer, inputs, None if first else unquantized)
+def _quantized_kernel(product, quantizer):
+    if product.kernel_quantizer is None:
+        return quantizer(product.kernel)
+    return product.quantized_kernel
 
 
-def _pairs(layer, inputs, unquantized=None):
-    wb = layer.quantized_kernel()
-    quantized = _dot(layer, inputs, wb)
-    yield "weights_dot", (_dot(layer, inputs, layer.continuous_kernel()), quantized)
-    if unquantized is not None:
-        yield "activations_dot", (_dot(layer, unquantized, wb), quantized)
+def _quantized_products(product, quantizer):
+    """A^b·w^b, which the layer itself may have returned."""
+    if product.outputs is not None and product.kernel_quantizer is not None:
+        return product.outputs
+    return product.dot(product.quantized_inputs, _quantized_kernel(product, quantizer))
+
+
+def _pairs(product, quantizer):
+    """The names of a product's pairs of dot products, with the pairs themselves."""
+    inputs, unquantized = product.quantized_inputs, product.inputs
+    wb = _quantized_kernel(product, quantizer)
+    quantized = keras.ops.convert_to_numpy(_quantized_products(product, quantizer))
+    yield "weights_dot", (_dot(product, inputs, product.kernel), quantized)
+    if product.input_quantizer is not None:
+        yield "activations_dot", (_dot(product, unquantized, wb), quantized)
         yield "entries", tuple(map(keras.ops.convert_to_numpy, (unquantized, inputs)))
 
 
-def _dot(layer, inputs, kernel):
-    return keras.ops.convert_to_numpy(layer.dot_products(inputs, kernel))
+def _dot(product, inputs, kernel):
+    return keras.ops.convert_to_numpy(product.dot(inputs, kernel))
 
 
-def _measure_permuted(network, measured, x, batch_size, progress):
-    """One layer at a time, as the permutation takes all its inputs at once."""
+# --- Permuted, textured, covariances ----------------------------------------------------------
+
+
+def _measure_permuted(model, measured, x, batch_size, progress):
+    """One product at a time, as the permutation takes all its inputs at once."""
+    stores, products = {}, {}
+
+    def collect(product):
+        inputs = keras.ops.convert_to_numpy(product.quantized_inputs)
+        stores.setdefault(product.name, Store()).append(inputs)
+        products.setdefault(product.name, product)
+
+    _visit_batches(model, x, batch_size, collect)
     rng = np.random.default_rng(0)
-    inputs = x
-    layers = network.model.quantized_layers
-    for layer, result in tqdm(
-        list(zip(layers, measured, strict=True)), desc="permuted", disable=not progress
-    ):
-        if not result.convolutional:
-            inputs = inputs.reshape(len(inputs), -1)
-        permuted = inputs.ravel()
-        permuted = rng.permutation(permuted).reshape(inputs.shape)
-        counter = None
-        for images in (permuted[:PILOT_IMAGES], *_batches(permuted, batch_size)):
-            ((_, (a, b)),) = _pairs(layer, _as_input(images))
-            if counter is None:
-                counter = _PairCounter(a, b, network.network_params.filter_size // 2)
-            else:
-                counter.update(a, b)
-        result.permuted = counter.result()
-        if layer is not layers[-1]:
-            inputs = np.concatenate(
-                [
-                    _compact(keras.ops.convert_to_numpy(layer(_as_input(images))))
-                    for images in _batches(inputs, batch_size)
-                ]
-            )
+    for name, result in tqdm(measured.items(), desc="permuted", disable=not progress):
+        inputs = stores.pop(name).joined()
+        permuted = rng.permutation(inputs.ravel()).reshape(inputs.shape)
+        result.permuted = _permuted_pairs(products[name], result, permuted, batch_size)
 
 
-def _compact(activations):
-    """−1, 0, 1 as bytes; what is no such number stays what it is."""
-    small = activations.astype(np.int8)
-    return small if np.array_equal(small, activations) else activations
+def _permuted_pairs(product, result, inputs, batch_size):
+    def pair(rows):
+        rows = rows if rows.dtype == np.uint8 else rows.astype(np.float32)
+        return _dot(product, rows, result.wc), _dot(product, rows, result.wb)
+
+    pilot = _Pilot(*pair(inputs[:PILOT_IMAGES]))
+    pilot.update(*pair(inputs[:PILOT_IMAGES]))
+    counter = _PairCounter(pilot, result.window.border if result.window else 0)
+    for start in range(0, len(inputs), batch_size):
+        counter.update(*pair(inputs[start : start + batch_size]))
+    return counter.result()
 
 
-def _as_input(activations):
-    return activations if activations.dtype == np.uint8 else activations.astype(np.float32)
-
-
-def _measure_textured(network, measured, x, batch_size):
-    size = network.network_params.filter_size
+def _measure_textured(model, measured, x, batch_size):
     statistics = {
-        result.name: [geometry.DotProductStatistics(n) for n in result.wb.shape[-2:]]
-        for result in measured
-        if result.convolutional and result.quantized_input
+        name: [geometry.DotProductStatistics(n) for n in result.wb.shape[-2:]]
+        for name, result in measured.items()
+        if result.quantized_input and result.window and result.window.is_plain
     }
     positions = dict.fromkeys(statistics, 0)
-    for images in _batches(x, batch_size):
-        for layer, *inputs in network.model.layer_inputs(keras.ops.convert_to_tensor(images)):
-            if layer.name in statistics:
-                kept = _changes(inputs[1], size)
-                wb = layer.quantized_kernel()
-                dots = (_dot(layer, values, wb) for values in inputs)
-                entries = map(keras.ops.convert_to_numpy, inputs)
-                for pairs, (b, c) in zip(statistics[layer.name], (entries, dots), strict=True):
-                    pairs.update(c[kept], b[kept])
-                positions[layer.name] += kept.size
-    for result in measured:
-        if result.name in statistics:
-            entries, dots = statistics[result.name]
-            share = entries.count / positions[result.name]
-            result.textured = np.array([share, entries.correlation(), dots.correlation()])
+
+    def count(product):
+        if product.name not in statistics:
+            return
+        kept = _changes(product.inputs, product.window.size)
+        pairs = (product.inputs, product.quantized_inputs)
+        entries = map(keras.ops.convert_to_numpy, pairs)
+        dots = (_dot(product, values, product.quantized_kernel) for values in pairs)
+        for pair, (c, b) in zip(statistics[product.name], (entries, dots), strict=True):
+            pair.update(c[kept], b[kept])
+        positions[product.name] += kept.size
+
+    _visit_batches(model, x, batch_size, count)
+    for name, (entries, dots) in statistics.items():
+        share = entries.count / positions[name]
+        values = [share, entries.correlation(), dots.correlation()]
+        measured[name].textured = np.array(values)
 
 
 def _changes(x, size):
@@ -427,47 +507,58 @@ def _changes(x, size):
     return keras.ops.convert_to_numpy(keras.ops.max(highest - lowest, axis=-1) > 1e-3)
 
 
-def _measure_covariances(network, measured, x, batch_size, progress):
-    covariances = [
-        geometry.PatchCovariance(result.fan_in) if result.fan_in <= WIDEST_COVARIANCE else None
-        for result in measured
-    ]
-    size = network.network_params.filter_size
+def _measure_covariances(model, measured, x, quantizer, batch_size, progress):
+    covariances, kernels, start = {}, {}, 0
+
+    def collect(product):
+        inputs = scaled(keras.ops.convert_to_numpy(product.quantized_inputs))
+        result = measured[product.name]
+        if result.fan_in > WIDEST_COVARIANCE or not (
+            product.window or inputs.shape[-1] == result.fan_in
+        ):
+            return
+        if product.name not in covariances:
+            covariances[product.name] = geometry.PatchCovariance(result.fan_in)
+            applied = getattr(product.layer, "kernel_of", lambda kernel: kernel)
+            both = product.kernel, _quantized_kernel(product, quantizer)
+            kernels[product.name] = tuple(map(applied, both))
+        covariances[product.name].update(sampled_patches(inputs, product.window, start))
+
     with tqdm(total=len(x), desc="covariances", unit="image", disable=not progress) as bar:
         for start in range(0, len(x), batch_size):
-            images = x[start : start + batch_size]
-            inputs = network.model.layer_inputs(keras.ops.convert_to_tensor(images))
-            for covariance, (_, activations, _) in zip(covariances, inputs, strict=True):
-                if covariance is not None:
-                    activations = keras.ops.convert_to_numpy(activations)
-                    covariance.update(_sampled_patches(scaled(activations), size, start))
-            bar.update(len(images))
-    layers = network.model.quantized_layers
-    for layer, result in tqdm(
-        list(zip(layers, measured, strict=True)), desc="spectra", disable=not progress
-    ):
+            walk.visit(model, x[start : start + batch_size], collect)
+            bar.update(len(x[start : start + batch_size]))
+    for name in tqdm(list(covariances), desc="spectra", disable=not progress):
         # A wide layer's takes 170 MB, and each copy as much again: none is kept for longer.
-        covariance = covariances.pop(0)
-        if covariance is not None:
-            covariance = covariance.covariance
-            kernels = layer.continuous_kernel(), layer.quantized_kernel()
-            result.predicted_r = geometry.predicted_correlation(*kernels, covariance)
-            result.spectrum = geometry.variance_spectrum(covariance)[0]
-            if layer is layers[0]:
-                axis = geometry.principal_axes(covariance)[0]
-                covariance -= result.spectrum[0] * np.outer(axis, axis)
-                result.deflated_r = geometry.predicted_correlation(*kernels, covariance)
+        covariance, result = covariances.pop(name).covariance, measured[name]
+        result.predicted_r = geometry.predicted_correlation(*kernels[name], covariance)
+        result.spectrum = geometry.variance_spectrum(covariance)[0]
+        if result.first:
+            axis = geometry.principal_axes(covariance)[0]
+            covariance -= result.spectrum[0] * np.outer(axis, axis)
+            result.deflated_r = geometry.predicted_correlation(*kernels[name], covariance)
 
 
-def _sampled_patches(x, size, first):
-    """Patches of each image at random positions, shape (images, positions, size·size·channels).
+def sampled_patches(x, window, first):
+    """Patches of each image at random positions.
 
-    The positions of an image follow from its number, counted from `first`, so that they do not
-    depend on the batch. What a fully connected layer sees is one patch.
+    Parameters
+    ----------
+    x : ndarray, shape (images, height, width, channels)
+        Without a window, shape (..., d): each row is a patch.
+    window : walk.Window or None
+    first : int
+        Number of the first image: an image's positions follow from its number, and do not depend
+        on the batch.
+
+    Returns
+    -------
+    ndarray, shape (images, positions, size·size·channels)
     """
-    if x.ndim == 2:
-        return x
-    count, height, width, _ = x.shape
+    if window is None:
+        return x.reshape(-1, x.shape[-1])
+    count, *sizes, _ = x.shape
+    lengths, padding = zip(*window.outputs_and_padding(sizes), strict=True)
     positions = np.stack(
         [
             np.random.default_rng(number).random((2, COVARIANCE_POSITIONS))
@@ -476,121 +567,14 @@ def _sampled_patches(x, size, first):
         axis=1,
     )
     row, column = (
-        (place * length).astype(int)[:, :, None, None]
-        for place, length in zip(positions, (height, width), strict=True)
+        (place * length).astype(int)[:, :, None, None] * stride
+        for place, length, stride in zip(positions, lengths, window.strides, strict=True)
     )
-    around = ((size - 1) // 2, size // 2)
-    padded = np.pad(x, ((0, 0), around, around, (0, 0)))
-    tap = np.arange(size)
+    padded = np.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = [np.arange(size) * rate for size, rate in zip(window.size, window.dilation, strict=True)]
     image = np.arange(count)[:, None, None, None]
-    patches = padded[image, row + tap[:, None], column + tap]
+    patches = padded[image, row + taps[0][:, None], column + taps[1]]
     return patches.reshape(count, COVARIANCE_POSITIONS, -1)
-
-
-# --- The first layer in other bases -----------------------------------------------------------
-
-
-def rotation_correlations(network, x, x_train):
-    """r of the first layer's dot products when it is quantized in another basis.
-
-    Parameters
-    ----------
-    network : bnn.BinaryNeuralNetwork
-        With a convolutional first layer.
-    x, x_train : ndarray, shape (n, height, width, channels)
-        Test images, whose patches are multiplied (`COVARIANCE_POSITIONS` of each of the first
-        `COVARIANCE_IMAGES`), and training images, which give principal axes and whitening.
-
-    Returns
-    -------
-    dict
-        By basis ('as is', 'random', 'pca', 'zca') a dict of r by what is quantized there
-        ('weights', 'patches', 'both'), each against the dot products of nothing quantized.
-        Patches are whitened as (x − mean)Z and multiplied with the latent weights as they are.
-    """
-    layer = network.model.quantized_layers[0]
-    statistics = network.first_patches(x_train)
-    covariance, d = statistics.covariance, statistics.d
-    patches = _sampled_patches(scaled(x[:COVARIANCE_IMAGES]), network.network_params.filter_size, 0)
-    patches = patches.reshape(-1, d)
-    w = layer.latent_kernel.numpy().reshape(d, -1)
-    whitening = geometry.whitening(covariance, WHITENING_FLOOR * np.diag(covariance).mean())
-    threshold = _weights_of(layer).threshold
-    results = {"as is": _quantized_correlations(patches, w, threshold)}
-    for name, rotation in (
-        ("random", geometry.random_rotation(d, 0)),
-        ("pca", geometry.principal_axes(covariance)),
-    ):
-        rotated = patches @ rotation.T, rotation @ w
-        results[name] = _quantized_correlations(*rotated, threshold)
-    whitened = (patches - statistics.mean) @ whitening
-    return results | {"zca": _quantized_correlations(whitened, w, threshold)}
-
-
-def _quantized_correlations(patches, w, threshold):
-    def theta(values):
-        if threshold == 0:
-            return np.where(values >= 0, 1.0, -1.0)
-        return np.sign(values) * (np.abs(values) > threshold)
-
-    exact = patches @ w
-    quantized = {
-        "weights": patches @ theta(w),
-        "patches": theta(patches) @ w,
-        "both": theta(patches) @ theta(w),
-    }
-    return {
-        name: float(geometry.DotProductStatistics(w.shape[1]).update(exact, dots).correlation())
-        for name, dots in quantized.items()
-    }
-
-
-# --- Latent weights in place of quantized ones ------------------------------------------------
-
-
-def substitution_accuracies(network, x_train, x, y, progress=False):
-    """Accuracy with the latent weights of one layer, or all, in place of the quantized ones.
-
-    Latent weights are smaller than ±1, which batch norm's statistics know nothing of: each network
-    is measured as it is and with the statistics re-estimated on training images, from the
-    substituted layer on. The layers below it are left alone and computed once.
-
-    Parameters
-    ----------
-    network : bnn.BinaryNeuralNetwork
-    x_train, x : ndarray, shape (n, height, width, channels)
-        Training images, the first `REFIT_IMAGES` of which re-estimate the statistics, and test
-        images.
-    y : ndarray of integers, shape (n,)
-        Labels of `x`.
-    progress : bool
-        Draw a progress bar?
-
-    Returns
-    -------
-    dict
-        Of (accuracy as it is, accuracy re-estimated), by what is substituted: 'none', the control,
-        each quantized layer's name, and 'all'.
-    """
-    names = [
-        layer.name for layer in network.model.quantized_layers if layer.weight_quantizer != "clip"
-    ]
-    experiments = [("none", 0, [])]
-    for start, layer in enumerate(network.model.quantized_layers):
-        if layer.name in names:
-            experiments.append((layer.name, start, [layer.name]))
-    experiments.insert(1, ("all", 0, names))
-    below, inputs = 0, [Activations(x_train[:REFIT_IMAGES]), Activations(x)]
-    accuracies = {}
-    for name, start, substitute in tqdm(experiments, desc="substitution", disable=not progress):
-        while below < start:
-            inputs = [images.through(network.model.quantized_layers[below]) for images in inputs]
-            below += 1
-        layers = network.with_weights(substitute).model.quantized_layers[start:]
-        as_it_is = layers_accuracy(layers, inputs[1], y)
-        refit_layers(layers, inputs[0])
-        accuracies[name] = as_it_is, layers_accuracy(layers, inputs[1], y)
-    return accuracies
 
 
 # --- Tables -----------------------------------------------------------------------------------
@@ -602,21 +586,18 @@ def format_table(measured):
 
 
 def _geometry_table(measured):
-    row = "{:<8}{:>7}  {:>16}  {:>16}  {:>6}  {:>8}".format
-    lines = [row("layer", "d", "angle(wc, wb)", "Gaussian theory", "r", "|w| = 1")]
-    for layer in measured:
-        angles = np.degrees(layer.angles)
-        lines.append(
-            row(
-                layer.name,
-                layer.fan_in,
-                _spread(np.nanmean(angles), np.nanstd(angles)),
-                _spread(*np.degrees(layer.theory)),
-                f"{layer.weights_dot.r:.3f}",
-                f"{geometry.saturated_share(layer.wc):.2%}",
-            )
+    rows = [
+        (
+            layer.name,
+            layer.fan_in,
+            _spread(np.nanmean(layer.angles), np.nanstd(layer.angles)),
+            _spread(*layer.theory),
+            f"{layer.weights_dot.r:.3f}",
+            f"{geometry.saturated_share(layer.wc):.2%}",
         )
-    return "\n".join(lines)
+        for layer in measured
+    ]
+    return _table(("layer", "d", "angle(wc, wb)", "Gaussian theory", "r", "|w| = 1"), rows)
 
 
 def cost_table(measured):
@@ -633,76 +614,19 @@ def cost_table(measured):
         products = weights * layer.positions
         packed = math.ceil(weights * layer.weight_bits / 8)
         rows.append((weights, on_bits * products, (not on_bits) * products, 4 * weights, packed))
-    row = "{:<8}{:>10}  {:>19}  {:>19}  {:>13}  {:>12}".format
     bits = 2 if any(layer.weight_bits == 2 for layer in measured) else 1
     kinds = (f"{kind} multiply-adds" for kind in (f"{bits}-bit", "float"))
-    lines = [row("layer", "weights", *kinds, "float32 bytes", "packed bytes")]
-    names = (layer.name for layer in measured)
-    for name, figures in zip((*names, "sum"), (*rows, np.sum(rows, axis=0)), strict=True):
-        lines.append(row(name, *(f"{figure:,}" for figure in figures)))
-    return "\n".join(lines)
+    names = (*(layer.name for layer in measured), "sum")
+    named = zip(names, (*rows, np.sum(rows, axis=0)), strict=True)
+    rows = [(name, *(f"{figure:,}" for figure in figures)) for name, figures in named]
+    return _table(("layer", "weights", *kinds, "float32 bytes", "packed bytes"), rows)
+
+
+def _table(head, rows):
+    align = ("left", *("right",) * (len(head) - 1))
+    return tabulate(rows, head, "plain", colalign=align, disable_numparse=True)
 
 
 def _spread(mean, deviation):
+    mean, deviation = np.degrees((mean, deviation))
     return f"{mean:.2f}°" if np.isnan(deviation) else f"{mean:.2f}° ± {deviation:.2f}°"
-
-
-# --- During training --------------------------------------------------------------------------
-
-
-class GeometryLog(keras.callbacks.Callback):
-    """Record every layer's geometry before the first epoch and after each.
-
-    The file has a row per layer and number of finished epochs, angles in degrees; see
-    `read_geometry`. A training that is resumed goes on with it.
-
-    Parameters
-    ----------
-    network : bnn.BinaryNeuralNetwork
-        The one in training.
-    x : ndarray, shape (n, height, width, channels)
-        Images on which r is measured: a hundred or two will do.
-    path : path-like
-        The CSV file.
-    """
-
-    COLUMNS = ("epochs", "layer", "angle", "angle_sd", "kurtosis", "r")
-
-    def __init__(self, network, x, path):
-        super().__init__()
-        self.network, self.x, self.path = network, x, Path(path)
-        self._rows = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self._rows is None:
-            # A resumed training keeps what it had recorded before it was cut off.
-            earlier = read_geometry(self.path) if epoch else []
-            self._rows = [row for row in earlier if row["epochs"] < epoch]
-            self._record(epoch)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._record(epoch + 1)
-
-    def _record(self, epochs):
-        for layer in measure_layers(self.network, self.x):
-            angles = np.degrees(layer.angles)
-            values = np.nanmean(angles), np.nanstd(angles), layer.kurtosis, layer.weights_dot.r
-            row = (epochs, layer.name, *(round(float(value), 4) for value in values))
-            self._rows.append(dict(zip(self.COLUMNS, row, strict=True)))
-        with (
-            atomic_path(self.path) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, self.COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._rows)
-
-
-def read_geometry(path):
-    """What a `GeometryLog` has recorded, a dict per row; nothing where there is no file."""
-    if not Path(path).exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    whole = {"epochs": int, "layer": str}
-    return [{name: whole.get(name, float)(text) for name, text in row.items()} for row in rows]

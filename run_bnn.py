@@ -16,17 +16,18 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from cluster import WEIGHTS, cluster_from_environment
+from checkpoint import saved_parameters
 from data.download_data import download
 from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_data, missing_files
+from distribute.cluster import WEIGHTS, cluster_from_environment
 from utils import (
+    NETWORK_NAMES,
     RECIPES,
     NetworkParams,
     TrainingParams,
     one_line_errors,
     require,
     require_packable,
-    saved_parameters,
     write_json,
     write_text,
 )
@@ -82,6 +83,7 @@ def parser():
     add(files, "--compact", "off", compact, action="store_true")
 
     net = cli.add_argument_group("network")
+    add(net, "--network", network.network, "the paper's, or with shortcuts", choices=NETWORK_NAMES)
     add(net, "--conv", network.conv, "filters of each convolutional layer", **several)
     add(net, "--filter_size", network.filter_size, "height and width of the filters", **whole)
     add(net, "--max_pool", (0, 1, 0, 1, 0, 1), "per conv layer: 1 for 2×2 pooling", **several)
@@ -167,7 +169,8 @@ def network_params(args):
 
 def default_name(network):
     """What tells the default folder of one kind of network from another's."""
-    return "_".join(filter(None, (network.kind, network.rotate_first)))
+    other = network.network if network.network != "paper" else None
+    return "_".join(filter(None, (network.kind, other, network.rotate_first)))
 
 
 def training_params(args):
@@ -320,7 +323,7 @@ def callbacks(network, out_dir, every, tracked=None):
     """
     import keras
 
-    from measure import GeometryLog
+    from geometry_log import GeometryLog
 
     class Run(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -379,12 +382,14 @@ def run(argv):
 
     # Only now, as it takes seconds: a wrong flag should be answered at once.
     from bnn import BinaryNeuralNetwork
-    from graph_ops import choose_precision, on_chief, quantizer_named, training_strategy
-    from measure import format_table, measure_layers, read_geometry
+    from distribute.devices import on_chief, training_strategy
+    from fast.precision import choose_precision
+    from geometry_log import read_geometry
+    from graph_ops import get_quantizer
+    from measure import format_table, measure_layers
     from plotting import run_figures
 
-    if network.quantizer:
-        quantizer_named(network.quantizer)
+    get_quantizer(network.quantizer)
     if training.epochs:
         precision, why = choose_precision(getattr(args, "precision", "auto"))
         print(f"training in {precision}: {why}")

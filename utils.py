@@ -11,7 +11,6 @@ import numbers
 import os
 import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +140,10 @@ def _require_number(name, value, low, high=math.inf, open_low=False):
     require(inside and value <= high, f"{name} must be a number {bound}, not {value!r}")
 
 
+# `bnn.NETWORKS` builds them.
+NETWORK_NAMES = ("paper", "residual")
+
+
 @dataclass(frozen=True)
 class NetworkParams:
     """What the network is. The defaults are the paper's CIFAR-10 network.
@@ -171,6 +174,8 @@ class NetworkParams:
     rotate_first : {"random", "pca", "zca"}, optional
         Quantize the first layer's weights after a rotation of its patches, a random one or to
         their principal axes, or for whitened patches.
+    network : {'paper', 'residual'}
+        Which network of `bnn.NETWORKS` it is.
     quantizer : str, optional
         A quantizer registered with `graph_ops.register_quantizer` in place of the sign or its
         ternary form. It is given the threshold, if there is one.
@@ -193,6 +198,7 @@ class NetworkParams:
     activation_threshold: float | None = None
     rotate_first: str | None = None
     quantizer: str | None = None
+    network: str = "paper"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -213,6 +219,11 @@ class NetworkParams:
         require(
             self.quantizer is None or (isinstance(self.quantizer, str) and self.quantizer),
             f"quantizer must be the name of one, not {self.quantizer!r}",
+        )
+
+        require(
+            self.network in NETWORK_NAMES,
+            f"network must be one of {', '.join(NETWORK_NAMES)}, not {self.network!r}",
         )
 
     def _check_switches(self):
@@ -381,45 +392,5 @@ def require_packable(params):
         ("quantizer", "its quantizer is not the sign or its ternary form"),
         ("rotate_first", "its first layer is rotated, so its weights are no bits"),
     ):
-        require(getattr(params, option, None) is None, f"cannot pack: {why}")
-
-
-def saved_parameters(path):
-    """Parameters in the checkpoint at `path`, once every part of it has its stored check sum.
-
-    Returns
-    -------
-    tuple
-        (in_dim, out_dim, NetworkParams, TrainingParams).
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no file at `path`.
-    ValueError
-        If it is no checkpoint of this program, or is damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        return _parameters_in(path)
-    # Whatever goes wrong while a damaged or hostile file is taken apart, and zipfile and its
-    # decompressors raise a dozen kinds of errors, means the same to the reader.
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or no checkpoint of this program: {error}") from None
-
-
-def _parameters_in(path):
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-        require(damaged is None, f"the check sum of {damaged} is wrong")
-        saved = json.loads(archive.read("config.json"))
-        require(saved.get("registered_name") == "bnn>BinaryModel", "it holds another model")
-        weight_bytes = archive.getinfo("model.weights.h5").file_size
-    config = saved["config"]
-    network = NetworkParams(**config["network_params"])
-    shapes = network.layer_shapes(config["in_dim"], config["out_dim"])
-    # Before anyone allocates what the parameters ask for.
-    require(4 * sum(d * units for d, units in shapes) <= weight_bytes, "weights are missing")
-    return config["in_dim"], config["out_dim"], network, TrainingParams(**config["training_params"])
+        require(getattr(params, option) is None, f"cannot pack: {why}")
+    require(params.network == "paper", "cannot pack: its shortcuts are floats")

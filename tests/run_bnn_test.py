@@ -16,10 +16,10 @@ import pytest
 
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams
-from measure import read_geometry
+from geometry_log import read_geometry
 from utils import RECIPES, TrainingParams
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--data_set", "digits", "--conv", "4", "8", "--max_pool", "0", "1", "--fc", "16"]
 EPOCHS = 4
 TRAINING = [*SMALL, "--epochs", str(EPOCHS), "--lr_start", "3e-3", "--lr_end", "1e-3"]
@@ -218,10 +218,10 @@ def test_the_same_seed_gives_the_same_run(finished, tmp_path):
 
 
 def test_divergence_stops_with_a_hint(tmp_path, capsys, monkeypatch):
-    import graph_ops
+    import training
 
     monkeypatch.setattr(
-        graph_ops, "squared_hinge", lambda labels, scores: float("inf") * scores[:, 0]
+        training, "squared_hinge", lambda labels, scores: float("inf") * scores[:, 0]
     )
     with pytest.raises(SystemExit) as stop:
         run_bnn.main([*TRAINING, "--out_dir", str(tmp_path)])
@@ -257,6 +257,8 @@ WRONG = {
     "pack continuous": (["--continuous", "--pack"], "cannot pack: bin_weights leaves layers"),
     "pack quantizer": (["--quantizer", "scaled_sign", "--pack"], "cannot pack: its quantizer"),
     "pack rotated": (["--rotate_first", "random", "--pack"], "cannot pack: its first layer"),
+    "pack residual": (["--network", "residual", "--pack"], "cannot pack: its shortcuts"),
+    "network": (["--network", "alexnet"], "invalid choice"),
     "pack untrained": (["--epochs", "0", "--pack"], "--pack needs a trained network"),
     "compact untrained": (["--epochs", "0", "--compact"], "--compact needs a trained network"),
     "recipe": (["--recipe", "slow"], "invalid choice"),

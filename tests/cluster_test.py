@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cluster
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
-from cluster import Cluster, cluster_from_environment
 from data.load_data import load_data
+from distribute import cluster
+from distribute.cluster import Cluster, cluster_from_environment
+from tools.workers import free_ports, local_environments
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 BATCH, STEPS, SEEDS = 100, 10, 3
 SIZES = {"conv": (8, 8), "max_pool": (False, True), "fc": (16,)}
 # Fixed addresses where nothing is ever started.
@@ -55,11 +56,33 @@ def ten_steps(strategy, precision="float32", **params):
         "losses": np.diff(counts * losses, prepend=0),
         "val_loss": network.history["val_loss"],
         **{f"weight_{i}": w for i, w in enumerate(network.model.get_weights())},
-        **{
-            f"sign_{i}": layer.quantized_kernel().numpy()
-            for i, layer in enumerate(network.model.quantized_layers)
-        },
+        **{f"sign_{i}": layer.quantized_kernel().numpy() for i, layer in enumerate(network.layers)},
     }
+
+
+def any_model(strategy):
+    """Loss of the epoch and of its validation, and final weights, of Keras' own layers."""
+    import keras
+
+    import training
+    from graph_ops import QuantDense
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(8, 3),
+            keras.layers.BatchNormalization(synchronized=True),
+            keras.layers.Flatten(),
+            QuantDense(10, input_quantizer="clip"),
+        ]
+    )
+    data = load_data("digits")
+    x, y = data.x_train[: BATCH * STEPS] / np.float32(255), data.y_train[: BATCH * STEPS]
+    params = TrainingParams(batch_size=BATCH, epochs=1, lr_start=1e-3)
+    history = training.fit(model, x, y, params, (x[:137], y[:137]), strategy=strategy)
+    weights = {f"weight_{i}": w for i, w in enumerate(model.get_weights())}
+    return {"losses": history["loss"], "val_loss": history["val_loss"], **weights}
 
 
 def accuracies(strategy):
@@ -82,9 +105,10 @@ def accuracies(strategy):
 
 def compared(devices, precisions, path):
     """Train on a cluster, on two mirrored devices or on one, and write everything to `path`."""
-    import graph_ops
+    import tensorflow as tf
 
-    tf = graph_ops.tf
+    from distribute.devices import training_strategy
+
     tf.config.threading.set_intra_op_parallelism_threads(1)
     strategy, what = None, devices
     if devices == "mirrored":
@@ -94,10 +118,11 @@ def compared(devices, precisions, path):
         )
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     elif devices == "workers":
-        strategy, what = graph_ops.training_strategy(cluster_from_environment(), BATCH)
+        strategy, what = training_strategy(cluster_from_environment(), BATCH)
     print(f"training on {what}")
     results = {
         "continuous": ten_steps(strategy, bin_weights=False, bin_acts=False),
+        "any": any_model(strategy),
         "binary": ten_steps(strategy),
     }
     for precision in precisions:
@@ -108,16 +133,16 @@ def compared(devices, precisions, path):
 
 
 def start(devices, precisions, path, environment=None):
-    command = [sys.executable, __file__, devices, ",".join(precisions), str(path)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "tests.cluster_test", devices, ",".join(precisions), str(path)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What one process, two workers and two mirrored devices end with, by name."""
-    import graph_ops
+    from fast.precision import bfloat16_speedup
 
-    precisions = ["mixed_bfloat16"] if graph_ops.bfloat16_speedup() else []
+    precisions = ["mixed_bfloat16"] if bfloat16_speedup() else []
     folder = tmp_path_factory.mktemp("compared")
 
     def ended(processes):
@@ -126,7 +151,7 @@ def results(tmp_path_factory):
 
     alone = {name: start(name, precisions, folder / f"{name}.npz") for name in ("one", "mirrored")}
     found = ended(alone)
-    environments = cluster.local_environments(2)
+    environments = local_environments(2)
     names = ("chief", "worker")
     paths = [folder / f"{name}.npz" for name in names]
     together = [
@@ -142,17 +167,14 @@ def arrays(file, part, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", ["mirrored", "chief"])
-def test_devices_and_workers_train_as_one_process_does(results, devices):
+@pytest.mark.parametrize("part, losses", [("continuous", STEPS), ("any", 1)])
+def test_devices_and_workers_train_as_one_process_does(results, devices, part, losses):
     one, several = results["one"], results[devices]
-    name = "continuous/losses"
-    assert len(one[name]) == STEPS
+    name = f"{part}/losses"
+    assert len(one[name]) == losses
     np.testing.assert_allclose(several[name], one[name], rtol=1e-4)
-    np.testing.assert_allclose(
-        several["continuous/val_loss"], one["continuous/val_loss"], rtol=1e-3
-    )
-    for a, b in zip(
-        arrays(one, "continuous", "weight"), arrays(several, "continuous", "weight"), strict=True
-    ):
+    np.testing.assert_allclose(several[f"{part}/val_loss"], one[f"{part}/val_loss"], rtol=1e-3)
+    for a, b in zip(arrays(one, part, "weight"), arrays(several, part, "weight"), strict=True):
         assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(a)
 
 
@@ -196,13 +218,29 @@ def test_accuracy_agrees_within_its_spread(results):
     assert abs(one.mean() - several.mean()) <= 3 * error + 0.01
 
 
+def test_only_functional_models_train_on_several_devices():
+    import keras
+    import tensorflow as tf
+
+    import training
+
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return keras.ops.sum(x, axis=(1, 2))
+
+    x, y = np.zeros((8, 2, 2, 3), np.float32), np.zeros(8, np.int32)
+    params = TrainingParams(batch_size=4, epochs=1)
+    with pytest.raises(ValueError, match="is not functional"):
+        training.fit(Subclassed(), x, y, params, strategy=tf.distribute.OneDeviceStrategy("CPU:0"))
+
+
 # --- Shares of a batch ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("augment", [None, "flip", "crop-flip"])
 @pytest.mark.parametrize("workers, local", [(2, 1), (2, 2), (1, 4)])
 def test_shares_are_the_batches_of_one_process(augment, workers, local):
-    from graph_ops import training_batches
+    from fast.batches import training_batches
 
     x = np.random.default_rng(0).integers(0, 256, (22, 8, 8, 1), np.uint8)
     y = np.arange(22)
@@ -239,9 +277,7 @@ def workers_on(folders, *flags):
             text=True,
             encoding="utf-8",
         )
-        for folder, environment in zip(
-            folders, cluster.local_environments(len(folders)), strict=True
-        )
+        for folder, environment in zip(folders, local_environments(len(folders)), strict=True)
     ]
 
 
@@ -400,7 +436,7 @@ def test_a_bad_tf_config_gets_one_line_and_exit_code_2(name, monkeypatch, tmp_pa
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(
     monkeypatch, tmp_path, capsys
 ):
-    jobs = {"worker": [f"127.0.0.1:{port}" for port in cluster.free_ports(3)]}
+    jobs = {"worker": [f"127.0.0.1:{port}" for port in free_ports(3)]}
     for name, value in tf_config(jobs).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stop:
@@ -415,7 +451,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(
 
 
 def local_cluster(count):
-    addresses = tuple(f"127.0.0.1:{port}" for port in cluster.free_ports(count))
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(count))
     return [Cluster(addresses, index) for index in range(count)]
 
 
@@ -463,6 +499,14 @@ def test_a_worker_names_the_chief_that_does_not_answer(mute):
         assert "worker 0 (127.0.0.1:" in met([worker], 1)[1]
 
 
+def test_whoever_waits_long_says_for_whom(monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "NOTICE_SECONDS", 0.2)
+    for one in local_cluster(2):
+        other = one.name(1 - one.index)
+        assert "did not answer" in met([one], 0.6)[one.index]
+        assert capsys.readouterr().err == f"waiting for {other}\n"
+
+
 def test_another_cluster_is_refused_by_all():
     chief, worker = local_cluster(2)
     worker = Cluster((*worker.addresses, "10.0.0.3:2222"), 1)
@@ -499,7 +543,7 @@ def test_a_taken_port_is_named():
 
 @pytest.mark.slow
 def test_a_peer_that_never_answers_ends_the_command_within_a_minute(tmp_path):
-    lonely = [cluster.local_environments(2)[index] for index in range(2)]
+    lonely = [local_environments(2)[index] for index in range(2)]
     command = [sys.executable, ROOT / "run_bnn.py", *TRAINING, "--out_dir", tmp_path]
     processes = [
         subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -518,108 +562,6 @@ def test_the_lost_worker_is_named():
     assert own.lost("in function_node/job:worker/replica:0/task:0: reset") == [1]
     with socket.create_server(("127.0.0.1", int(own.addresses[1].split(":")[1]))):
         assert own.lost("timeout") == []
-
-
-# --- Workers on this machine ------------------------------------------------------------------
-
-SCRIPT = """
-import json, os, sys
-index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-print("weights sha256", sys.argv[1 + index])
-sys.exit(int(sys.argv[3 + index]))
-"""
-
-
-@pytest.mark.parametrize(
-    "digests, codes, last",
-    [
-        ("aa", "00", "2 workers ended with the same weights"),
-        ("ab", "00", "2 workers ended with DIFFERENT weights"),
-        ("aa", "02", "2 workers ended with the same weights"),
-    ],
-)
-def test_local_workers_are_compared(digests, codes, last, tmp_path, capsys):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT, encoding="utf-8")
-    with pytest.raises(SystemExit) as stop:
-        cluster.main(["local", "2", str(script), *digests, *codes])
-    assert bool(stop.value.code) == (digests != "aa" or codes != "00")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == last
-    assert lines[-2] == f"worker 1 ended with exit code {codes[1]}, weights {digests[1]}"
-
-
-# --- How it scales ----------------------------------------------------------------------------
-
-
-def test_bytes_of_the_papers_network():
-    weights, units = 14_022_016, 3_850
-    assert cluster.summed_bytes() == 4 * (weights + units) + 16 * units
-    assert cluster.summed_bytes(number=2) == 2 * (weights + units) + 16 * units
-    network = BinaryNeuralNetwork((8, 8, 1), 10, NetworkParams(**SIZES))
-    trainable = sum(w.numpy().size for w in network.model.trainable_variables)
-    shapes = network.network_params.layer_shapes((8, 8, 1), 10)
-    units = sum(units for _, units in shapes)
-    assert cluster.summed_bytes(shapes) == 4 * trainable + 16 * units
-
-
-def test_a_ring_of_workers():
-    """Two exchange as much as they sum; many, twice that; one waits for nobody."""
-    seconds = cluster.communication_seconds
-    assert seconds(1, 1e9, 1e6, latency=1) == 0
-    assert seconds(2, 8e9, 1e9) == pytest.approx(1)
-    assert seconds(10**6, 8e9, 1e9) == pytest.approx(2, rel=1e-5)
-    assert seconds(3, 1e99, 1e9, latency=0.5, rounds=3) == pytest.approx(2 * 2 * 3 * 0.5)
-
-
-def test_the_model_of_an_epoch_and_where_it_stops_paying():
-    def epochs(bits, latency=0.0):
-        return {
-            n: cluster.epoch_seconds(n, 100, 50, bits, cluster.summed_bytes(), latency)
-            for n in cluster.WORKERS
-        }
-
-    ideal = epochs(1e99)
-    assert ideal[1] == pytest.approx(1000)
-    assert ideal[64] == pytest.approx(1000 / 64)
-    assert cluster.paying_workers(ideal) == 64
-    assert epochs(1e9)[1] == ideal[1]
-    # 500 steps that each wait 2·(3/4)·56.165064 MB at 1 Gbit/s, beside 250 s of computing.
-    assert epochs(1e9)[4] == pytest.approx(250 + 500 * 1.5 * 56_165_064 * 8 / 1e9)
-    assert cluster.paying_workers(epochs(1e9)) == 2
-    assert cluster.paying_workers(epochs(1e10)) == 16
-    assert cluster.paying_workers(epochs(1e99, latency=1.0)) == 1
-
-
-def test_the_table_has_a_row_for_each_number_of_workers():
-    head, _, *rows, last = cluster.scaling_table(128, 60, 0.0, {"fast": 1e99, "slow": 1e6})
-    assert head == "| workers | batch per worker | fast | slow |"
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert [int(row[0]) for row in cells] == list(cluster.WORKERS)
-    assert cells[-1][1:3] == ["2", f"{50_000 / 60 / 60 / 64:.1f}"]
-    assert [cell.strip() for cell in last.strip("|").split("|")] == ["pays up to", "", "64", "1"]
-
-
-def test_the_rate_comes_from_the_benchmark(tmp_path):
-    path = tmp_path / "benchmark.json"
-    rows = [{"images_per_s": 40.0}, {"skipped": "no bfloat16"}, {"images_per_s": 60.0}]
-    path.write_text(json.dumps({"training": rows}), encoding="utf-8")
-    assert cluster.measured_rate(path) == 60
-    for content in ("", "[]", "{}", '{"training": []}', '{"training": [{"skipped": 1}]}'):
-        path.write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match="give --rate"):
-            cluster.measured_rate(path)
-    with pytest.raises(ValueError, match="give --rate"):
-        cluster.measured_rate(tmp_path / "nowhere.json")
-
-
-@pytest.mark.slow
-def test_the_scaling_command_measures_and_prints(capsys):
-    cluster.main(["scaling", "--rate", "60"])
-    lines = capsys.readouterr().out.splitlines()
-    assert "56.2 MB" in lines[0]
-    assert lines[-1].startswith("| pays up to |") and "measured here" in lines[2]
-    assert len(lines) == 2 + 2 + len(cluster.WORKERS) + 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The claims, each condition met and missed; the report, stored and opened."""
+"""The report: measured, stored, restored and rendered; and the README's own quantizer."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,170 +19,12 @@ from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
 from data.load_data import load_data
 from utils import write_json
 
-# --- Claims and the report ---
-
-# Theory, and a figure: these ask for no quantized convolution.
-ALWAYS_JUDGED = {"angle-random", "angle-binary", "rotation", "weights-hist"}
-
-
-def dot_products(r, inside=None, units=64):
-    inside = r if inside is None else inside
-    units = np.ones(units)
-    histogram = np.eye(4, dtype=int)
-    return measure.DotProducts(
-        r, inside, 2.0, 0.1, r * units, inside * units, (-1, 1, -1, 1), histogram
-    )
-
-
-def exemplary(threshold=0.0):
-    """A report in which every claim holds: Gaussian weights, correlations as published."""
-    rng, layers = np.random.default_rng(0), []
-    for i, d in enumerate((27, 288, 576)):
-        wc = 0.18 * rng.standard_normal((3, 3, d // 9, 64))
-        layer = measure.LayerMeasurement(
-            name=f"conv_{i + 1}",
-            fan_in=d,
-            convolutional=True,
-            wc=wc,
-            wb=np.sign(wc) * (np.abs(wc) > threshold),
-            threshold=threshold,
-            quantized=True,
-            quantized_input=i > 0,
-        )
-        cosine = np.cos(layer.angles).mean()
-        layer.weights_dot = dot_products(0.96 if i else 0.57)
-        layer.activations_dot = dot_products(0.95) if i else None
-        layer.entries = dot_products(0.8) if i else None
-        layer.permuted = dot_products(0.85, cosine)
-        layer.spectrum = np.array([3.0, 1.0, *np.zeros(d - 2)])
-        layer.predicted_r = np.full(64, 0.96 if i else 0.56)
-        layer.deflated_r = None if i else np.full(64, 0.85)
-        layer.textured = np.array([0.9, 0.8, 0.95]) if i else None
-        layers.append(layer)
-    bases = {"as is": 0.57, "random": 0.77, "pca": 0.77, "zca": 0.83}
-    rotation = {
-        name: dict(zip(("weights", "patches", "both"), (r, r, r / 2), strict=True))
-        for name, r in bases.items()
-    }
-    substitution = dict.fromkeys(("none", "all", "conv_1", "conv_2", "conv_3"), (0.1, 0.89))
-    about = {
-        "data_set": "cifar-10",
-        "test_images": 10_000,
-        "test_accuracy": 0.9,
-        "network_params": {},
-        "seconds": 1,
-        "peak_memory_mb": 1,
-    }
-    return report.Report("0" * 64, about, layers, rotation, substitution)
-
-
-def judged(made):
-    return {claim.id: claim for claim in made.claims()}
-
-
-def test_an_exemplary_network_bears_out_every_claim():
-    claims = judged(exemplary())
-    assert {name for name, claim in claims.items() if not claim.holds} == {"ternary"}
-    claims = judged(exemplary(threshold=0.02))
-    assert {name for name, claim in claims.items() if not claim.holds} == {"angle-layers"}
-
-
-def test_a_float_network_is_told_that_nothing_is_quantized():
-    made = exemplary()
-    for layer in made.layers:
-        layer.quantized = layer.quantized_input = False
-    told = {claim.id: claim.measured for claim in made.claims() if claim.holds is None}
-    assert set(told) == set(judged(made)) - ALWAYS_JUDGED
-    assert all("quantized" in measured for measured in told.values()), told
-
-
-def weights_of_shape(made, kurtosis):
-    rng, layer = np.random.default_rng(1), made.layers[1]
-    sample = {
-        "uniform": rng.uniform(-1, 1, layer.wc.shape),
-        "laplace": rng.laplace(0, 0.1, layer.wc.shape),
-    }
-    layer.wc = sample[kurtosis]
-    layer.wb = np.sign(layer.wc)
-
-
-def peak_at_zero(made):
-    """The input channels of a tenth of the weights are as good as cut off."""
-    layer = made.layers[1]
-    layer.wc[:, :, ::10] = 1e-3
-
-
-def two_scales(made):
-    """Entries of one magnitude in half of the units: the kurtosis' mean no longer tells."""
-    layer = made.layers[2]
-    layer.wc[..., ::2] = 0.2 * np.sign(layer.wc[..., ::2])
-
-
-# Each breaks one condition only just, or one of its parts.
-BREACHES = {
-    "angle-layers: uniform": lambda made: weights_of_shape(made, "uniform"),
-    "angle-layers: laplace": lambda made: weights_of_shape(made, "laplace"),
-    "angle-layers: kurtosis": two_scales,
-    "angle-layers: peak": peak_at_zero,
-    "angle-scaling": two_scales,
-    "weights-dot: inner": lambda made: vars(made.layers[2].weights_dot).update(r=0.899),
-    "weights-dot: first": lambda made: vars(made.layers[0].weights_dot).update(r=0.97),
-    "activations-dot": lambda made: vars(made.layers[1].activations_dot).update(r=0.849),
-    "permutation: cosine": lambda made: vars(made.layers[1].permuted).update(
-        inside_unit_r=np.full(64, 0.76)
-    ),
-    "permutation: fall": lambda made: vars(made.layers[1].weights_dot).update(
-        inside_unit_r=np.full(64, 0.87)
-    ),
-    "first-layer: axis": lambda made: vars(made.layers[0]).update(spectrum=np.array([0.49, 0.51])),
-    "first-layer: whitening": lambda made: made.rotation["zca"].update(weights=0.71),
-    "first-layer: predicted": lambda made: vars(made.layers[0]).update(
-        predicted_r=np.full(64, 0.535)
-    ),
-    "substitution": lambda made: made.substitution.update(conv_2=(0.9, 0.879)),
-}
-
-
-@pytest.mark.parametrize("breach", BREACHES)
-def test_a_condition_that_is_missed_is_said_and_explained(breach):
-    made = exemplary()
-    BREACHES[breach](made)
-    claim = judged(made)[breach.split(":")[0]]
-    assert claim.holds is False and claim.why
-    assert f"**{claim.id}**: {claim.why}" in report.report_text(made, made.claims())
-
-
-def test_layers_that_are_not_judged_change_no_verdict():
-    made = exemplary()
-    made.substitution["conv_1"] = made.substitution["all"] = (0.1, 0.1)
-    vars(made.layers[0].permuted).update(inside_unit_r=np.full(64, 0.5))
-    dense = dataclasses.replace(
-        made.layers[2], name="fc_1", convolutional=False, weights_dot=dot_products(0.1)
-    )
-    made.layers.append(dense)
-    assert [c.id for c in made.claims() if not c.holds] == ["ternary"]
-
-
-def test_what_cannot_be_judged_is_not():
-    params = NetworkParams(conv=[], max_pool=[], fc=[5])
-    network = BinaryNeuralNetwork((7, 6, 2), 4, params)
-    x = np.random.default_rng(0).integers(0, 256, (20, 7, 6, 2), dtype=np.uint8)
-    y = np.arange(20) % 4
-    layers = measure.measure_network(network, x, x)
-    about = {**exemplary().about, "test_accuracy": 0.25}
-    substitution = measure.substitution_accuracies(network, x, x, y)
-    made = report.Report("", about, layers, {}, substitution)
-    holds = {claim.id for claim in made.claims() if claim.holds is not None}
-    assert holds == ALWAYS_JUDGED
-    assert "fc_1" in report.report_text(made, made.claims())
-
-
 SLOW = (pytest.param(kind, marks=pytest.mark.slow) for kind in ("ternary", "rotated"))
 
 
 @pytest.fixture(scope="module", params=["binary", *SLOW])
 def checkpoint(request, tmp_path_factory):
-    """A checkpoint that takes digits, trained on a few of them."""
+    """A checkpoint trained on a few digits."""
     kind = {"ternary": {"levels": 3}, "rotated": {"rotate_first": "pca"}}.get(request.param, {})
     params = NetworkParams(conv=[4, 6, 6], max_pool=[0, 0, 1], fc=[5], **kind)
     training = TrainingParams(epochs=1, lr_start=1e-2, lr_end=1e-2)
@@ -198,7 +39,7 @@ def checkpoint(request, tmp_path_factory):
 def test_the_report_is_stored_with_its_checkpoint_alone(checkpoint, capsys):
     assert report.stored_report(checkpoint) is None
     report.main([str(checkpoint), "--images", "120"])
-    capsys.readouterr()
+    assert "conditions on this network hold." in capsys.readouterr().out
     folder = checkpoint.parent
     stored, summary = (
         report.stored_report(checkpoint),
@@ -206,8 +47,7 @@ def test_the_report_is_stored_with_its_checkpoint_alone(checkpoint, capsys):
     )
     assert summary["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert summary["test_images"] == 120
-    claims = [{**vars(claim), "condition": claim.condition} for claim in stored.claims()]
-    assert claims == summary["claims"]
+    assert [vars(claim) for claim in stored.claims()] == summary["claims"]
     assert (folder / "report.md").read_text() == report.report_text(stored, stored.claims())
     data = load_data("digits")
     network = BinaryNeuralNetwork.load(checkpoint)
@@ -242,17 +82,55 @@ def test_the_published_report_is_of_the_published_checkpoint():
 
 
 def test_layers_of_ternary_networks_are_read_from_their_reports(tmp_path):
-    made = exemplary(threshold=0.02)
-    layers = [report._plain(report.layer_summary(layer)) for layer in made.layers]
+    params = NetworkParams(conv=[4, 5], max_pool=[0, 1], fc=[], levels=3)
+    x = load_data("digits").x_test[:20]
+    measured = measure.measure_network(BinaryNeuralNetwork((8, 8, 1), 10, params), x, x)
+    layers = [report._plain(report.layer_summary(layer)) for layer in measured]
     for name, levels in (("two", 2), ("three", 3), ("three_seed1", 3), ("three_seed2", 3)):
         summary = {"network_params": {"levels": levels}, "layers": layers}
         write_json(tmp_path / name / "report.json", summary)
     networks = report.ternary_layers(tmp_path)
     assert list(networks) == ["three"]
-    for (tau, angle, zeros), layer in zip(networks["three"], 3 * made.layers, strict=True):
+    for (tau, angle, zeros), layer in zip(networks["three"], 3 * measured, strict=True):
         assert tau == pytest.approx(layer.tau)
         assert angle == pytest.approx(layer.angles.mean())
         assert zeros == np.mean(layer.wb == 0)
+
+
+def untrained(folder, in_dim):
+    path = folder / "network.keras"
+    BinaryNeuralNetwork(in_dim, 10, NetworkParams(conv=[2], max_pool=[0], fc=[])).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("run", "data_set"),
+    [
+        ({"data_set": "twin"}, "twin"),
+        ({"data_set": "MNIST"}, "MNIST"),
+        ({"data_set": "cifar-10"}, "MNIST"),  # Images of another shape.
+        ({"data_set": "unknown"}, "MNIST"),
+        ({"data_set": ["twin"]}, "MNIST"),
+        ({}, "MNIST"),
+        ([], "MNIST"),
+    ],
+)
+def test_the_data_set_is_the_one_that_the_run_names(run, data_set, tmp_path, monkeypatch):
+    monkeypatch.setitem(report.IMAGE_SHAPES, "twin", (28, 28, 1))
+    write_json(tmp_path / "run.json", run)
+    assert report._data_set(tmp_path / "network.keras", [28, 28, 1]) == data_set
+
+
+def test_without_a_run_the_data_set_follows_from_the_shape(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "missing_files", lambda data_set: [])
+    path = untrained(tmp_path, (28, 28, 1))
+    monkeypatch.setenv("BNN_CHECKPOINT", str(path))
+    assert report.choose_checkpoint()[1].endswith("on MNIST")
+    (tmp_path / "run.json").write_bytes(b"\xff{")
+    assert report.choose_checkpoint()[1].endswith("on MNIST")
+    monkeypatch.setitem(report.IMAGE_SHAPES, "twin", (28, 28, 1))
+    write_json(tmp_path / "run.json", {"data_set": "twin"})
+    assert report.choose_checkpoint()[1].endswith("on twin")
 
 
 def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
@@ -261,8 +139,7 @@ def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "missing_files", lambda data_set: [])
 
     def trained(folder, in_dim, age):
-        path = folder / "network.keras"
-        BinaryNeuralNetwork(in_dim, 10, NetworkParams(conv=[2], max_pool=[0], fc=[])).save(path)
+        path = untrained(folder, in_dim)
         os.utime(path, (1e9 - age, 1e9 - age))
         return path
 
@@ -299,8 +176,7 @@ def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
     (tmp_path / "text.keras").write_text("no checkpoint")
-    params = NetworkParams(conv=[2], max_pool=[0], fc=[])
-    BinaryNeuralNetwork((32, 32, 3), 10, params).save(tmp_path / "cifar.keras")
+    untrained(tmp_path, (32, 32, 3)).rename(tmp_path / "cifar.keras")
     with pytest.raises(SystemExit) as stop:
         report.main([argument.format(tmp_path) for argument in arguments])
     lines = capsys.readouterr().err.strip().splitlines()
@@ -309,12 +185,12 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
     assert not (tmp_path / "report.md").exists()
 
 
-# --- Quantizers of one's own ---
+# --- The README's quantizer ---
 
 
 @pytest.fixture
 def readme():
-    """The README's section on a quantizer of one's own: its Python, run, and its command."""
+    """The code blocks of the README's section on new quantizers; the Python one has been run."""
     text = (Path(report.__file__).parent / "README.md").read_text(encoding="utf-8")
     section = text.split("## Change something and look again")[1].split("\n## ")[0]
     blocks = dict(re.findall("```(.*)\n([^`]*)```", section))
@@ -333,9 +209,10 @@ def test_the_readmes_quantizer_trains_saves_reloads_and_is_measured(readme, tmp_
     assert make == f"make report CHECKPOINT=output/digits_{arguments[3]}/network.keras"
 
     trained = BinaryNeuralNetwork.load(path)
-    assert {layer.weight_quantizer for layer in trained.model.quantized_layers} == {"bireal"}
-    assert trained.model.conv_layers[0].activation_quantizer == "bireal"
-    assert judged(report.measure_checkpoint(path, images=30))["weights-dot"].holds is not None
+    assert {layer.kernel_quantizer.name for layer in trained.layers} == {"bireal"}
+    assert trained.layers[1].input_quantizer.name == "bireal"
+    judged = {claim.id: claim for claim in report.measure_checkpoint(path, images=30).claims()}
+    assert judged["weights-dot"].holds is not None
     for own in (arguments, ["--data_set", "digits", "--param_file", str(path), "--epochs", "0"]):
         with pytest.raises(SystemExit):
             run_bnn.main([*own, "--out_dir", str(tmp_path), "--pack"])

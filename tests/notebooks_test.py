@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
 from data.load_data import load_data
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {
     "hd_figures": {"straight_through", "random_pairs", "binarized", "spread", "rotated", "bits"},
     "gen_plots": {"angles", "angle_scaling", "weights_dot", "activations_dot", "weights"},

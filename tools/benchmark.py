@@ -1,7 +1,7 @@
 """How fast are training, XNOR matmul and the packed network on this machine?
 
-python benchmark.py            # everything: a quarter of an hour on two cores
-python benchmark.py --quick    # fewer repeats: under two minutes on two idle cores
+python -m tools.benchmark            # everything: a quarter of an hour on two cores
+python -m tools.benchmark --quick    # fewer repeats: under two minutes on two idle cores
 
 All rates are medians. What is compared takes turns in one process, so that a machine that slows
 down slows all of it down.
@@ -24,12 +24,15 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from tabulate import tabulate
+
 from utils import RECIPES, NetworkParams, TrainingParams, one_line_errors, write_json
 
+PROGRAM = "python -m tools.benchmark"
 PARTS = ("training", "matmul", "inference")
 # bfloat16 that runs at less than this share of float32's speed is not worth the wait.
 SLOWEST_BFLOAT16 = 0.2
-# Words that `popcount_limit` counts for each word that it loads.
+# Words that `resident_popcounts` counts for each word that it loads.
 RESIDENT_WORDS = 64
 # Of CIFAR-10.
 TRAINING_IMAGES = 50_000
@@ -123,11 +126,11 @@ def in_child(function, *args):
 
 def why_no_bfloat16():
     """The reason not to measure bfloat16 on this machine, or None."""
-    import graph_ops
+    from fast import precision
 
-    if graph_ops.gpu_has_bfloat16():
+    if precision.gpu_has_bfloat16():
         return None
-    speedup = graph_ops.bfloat16_speedup()
+    speedup = precision.bfloat16_speedup()
     if not speedup:
         return "bfloat16 kills TensorFlow on this machine"
     if speedup < SLOWEST_BFLOAT16:
@@ -151,20 +154,19 @@ def resident_popcounts(count=2**20):
     operations : int
         In a call: a word is 64 multiply-adds, each two operations.
     """
-    import graph_ops
-
-    # isort: split
     import numpy as np
     import tensorflow as tf
 
+    from fast import bits, compiled
+
     words = np.random.default_rng(0).integers(0, 2**64, count + RESIDENT_WORDS, np.uint64)
 
-    @graph_ops.compiled
+    @compiled
     def mismatches(loaded, resident):
-        return graph_ops.total_popcount(loaded ^ word for word in tf.unstack(resident))
+        return bits.total_popcount(loaded ^ word for word in tf.unstack(resident))
 
     resident, loaded = (tf.constant(part) for part in np.split(words, [RESIDENT_WORDS]))
-    return partial(mismatches, loaded, resident), count * RESIDENT_WORDS * 2 * graph_ops.WORD_BITS
+    return partial(mismatches, loaded, resident), count * RESIDENT_WORDS * 2 * bits.WORD_BITS
 
 
 def matmul_rates(plan, obstacle=None):
@@ -173,11 +175,10 @@ def matmul_rates(plan, obstacle=None):
     A multiply-add is two operations; `limit` is that of `resident_popcounts`. Weights and
     activations are packed already, as between the layers of a packed network.
     """
-    import graph_ops
-
-    # isort: split
     import numpy as np
     import tensorflow as tf
+
+    from fast import bits
 
     multiply, rows = tf.function(tf.matmul), []
     for m, k, n in plan.matmuls:
@@ -187,8 +188,8 @@ def matmul_rates(plan, obstacle=None):
         for dtype in ("float32", *([] if obstacle else ["bfloat16"])):
             factors = tf.cast(a, dtype), tf.cast(tf.transpose(w), dtype)
             contenders[dtype] = partial(multiply, *factors), operations
-        bits = graph_ops.pack_bits(a), graph_ops.pack_bits(w)
-        contenders["xnor"] = partial(graph_ops.xnor_matmul, *bits, k), operations
+        packed = bits.pack_bits(a), bits.pack_bits(w)
+        contenders["xnor"] = partial(bits.xnor_matmul, *packed, k), operations
         contenders["limit"] = resident_popcounts()
         times = interleaved(
             {name: partial(_finish, call) for name, (call, _) in contenders.items()}, plan.repeats
@@ -210,36 +211,41 @@ def _finish(call):
 
 def bfloat16_forward(network):
     """The forward pass of `network` with its products in bfloat16, as a function of images."""
-    import bnn
-
-    # isort: split
     import keras
     import tensorflow as tf
+
+    import bnn
+    import walk
 
     training = dataclasses.replace(network.training_params, precision="mixed_bfloat16")
     twin = bnn.BinaryNeuralNetwork(
         network.in_dim, network.out_dim, network.network_params, training
     )
     twin.model.set_weights(network.model.get_weights())
+    graph = walk.graph_of(twin.model)
 
     @tf.function
     def forward(x):
-        for layer in twin.model.quantized_layers:
-            if layer is twin.model.fc_layers[0]:
-                x = tf.reshape(x, [x.shape[0], -1])
-            products = tf.cast(layer.pooled_products(x, training=True), tf.float32)
-            x = layer.quantized_output(layer.batch_norm(products))
-        return x
+        tensors = dict(zip(graph.inputs, [x], strict=True))
+        for step in graph.steps:
+            if walk.forms_product(step.layer):
+                step.run(tensors, training=True)  # In bfloat16.
+                continue
+            if step.layer in twin.norms:
+                for number in step.reads:
+                    tensors[number] = tf.cast(tensors[number], tf.float32)
+            step.run(tensors)
+        (scores,) = graph.outputs
+        return tensors[scores]
 
     return lambda x: keras.ops.convert_to_numpy(forward(tf.constant(x)))
 
 
 def inference_rates(plan, obstacle=None):
     """Images/s of float32 `predict`, bfloat16 and the packed network, and the weights' bytes."""
-    import bnn
-
-    # isort: split
     import numpy as np
+
+    import bnn
 
     x = np.random.default_rng(0).integers(0, 256, (max(plan.images), *plan.in_dim), np.uint8)
     rows = []
@@ -293,11 +299,10 @@ def training_rates(plan, precision, batch):
         dtype and process. `by_kind` has milliseconds of a step by kind of operation, as the
         profiler sees them: operations overlap, so the sum may exceed the step.
     """
-    import bnn
-
-    # isort: split
     import numpy as np
     import tensorflow as tf
+
+    import bnn
 
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (plan.epoch_images, *plan.in_dim), np.uint8)
@@ -347,18 +352,18 @@ def training_rates(plan, precision, batch):
 
 def all_training_rates(plan, obstacle=None):
     """`training_rates` for each precision and batch size; `obstacle` is one to bfloat16."""
-    import graph_ops
+    from fast import precision
 
-    if graph_ops.bfloat16_signs() == "none" and not graph_ops.gpu_has_bfloat16():
+    if precision.bfloat16_signs() == "none" and not precision.gpu_has_bfloat16():
         # Forward it keeps up with float32, but the fallback for gradients takes minutes a step.
         obstacle = obstacle or "the processor has no fast bfloat16"
     rows = []
-    for precision in ("float32", "mixed_bfloat16"):
+    for policy in ("float32", "mixed_bfloat16"):
         for batch in plan.batches:
-            row = {"precision": precision, "batch": batch, "skipped": obstacle}
-            if precision == "float32" or not obstacle:
+            row = {"precision": policy, "batch": batch, "skipped": obstacle}
+            if policy == "float32" or not obstacle:
                 try:
-                    row = in_child(training_rates, plan, precision, batch)
+                    row = in_child(training_rates, plan, policy, batch)
                 except concurrent.futures.process.BrokenProcessPool:
                     row["skipped"] = "the process that measured it died"
             rows.append(row)
@@ -434,7 +439,7 @@ KINDS = {
     "backward convolution": ("Conv2DBackprop", "winograd"),
     "forward convolution": ("Conv2D", "counted_conv2d"),
     "optimizer": ("latent_adam", "Adam"),
-    "batch norm": ("BatchNorm", "batch_norm"),
+    "batch norm": ("BatchNorm", "_norm"),
     "matmul": ("MatMul",),
     "pooling": ("MaxPool",),
 }
@@ -486,15 +491,9 @@ def _operation(plane, event):
 
 def table(header, rows):
     """Columns side by side, the first one flush left."""
-    cells = [header, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    )
+    cells = [[_cell(value) for value in row] for row in rows]
+    options = {"stralign": "right", "colalign": ("left",), "disable_numparse": True}
+    return tabulate(cells, header, "plain", **options)
 
 
 def _cell(value):
@@ -577,11 +576,11 @@ def estimate(recipe, images):
     images : int
         In an epoch.
     """
-    import graph_ops
+    from fast.precision import choose_precision
 
-    precision, _ = graph_ops.choose_precision("auto")
+    policy, _ = choose_precision("auto")
     plan = dataclasses.replace(QUICK, batches=(recipe.batch_size,))
-    rate = in_child(training_rates, plan, precision, recipe.batch_size)["epoch_images_per_s"]
+    rate = in_child(training_rates, plan, policy, recipe.batch_size)["epoch_images_per_s"]
     hours = recipe.epochs * images / rate / 3600
     return (
         f"{recipe.epochs} epochs of {images:,} images at {rate:.0f} images/s: about {hours:.1f} "
@@ -594,7 +593,7 @@ def estimate(recipe, images):
 
 def machine():
     """What the figures were measured on."""
-    import graph_ops
+    from fast import bits
 
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -604,7 +603,7 @@ def machine():
     return {
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
-        "vector_popcount": graph_ops.VECTOR_POPCOUNT,
+        "vector_popcount": bits.VECTOR_POPCOUNT,
         **{name: metadata.version(name) for name in ("tensorflow", "keras")},
     }
 
@@ -633,7 +632,7 @@ def measure(plan, parts, path):
 
 def parser():
     cli = argparse.ArgumentParser(
-        prog="benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False
+        prog=PROGRAM, description=__doc__.splitlines()[0], allow_abbrev=False
     )
     cli.add_argument(
         "--quick",
@@ -658,7 +657,7 @@ def parser():
 def main(argv=None):
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     args = parser().parse_args(argv)
-    with one_line_errors("benchmark.py"):
+    with one_line_errors(PROGRAM):
         if args.estimate:
             print(estimate(RECIPES[args.estimate], TRAINING_IMAGES))
             return

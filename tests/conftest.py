@@ -12,7 +12,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 @pytest.fixture(scope="session")
 def runs_bfloat16():
     """Skip the test, by name, where bfloat16 would kill its process."""
-    import graph_ops
+    from fast.precision import bfloat16_speedup
 
-    if not graph_ops.bfloat16_speedup():
+    if not bfloat16_speedup():
         pytest.skip("bfloat16 kills TensorFlow on this machine")

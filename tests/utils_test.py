@@ -2,7 +2,6 @@
 
 import json
 import stat
-import zipfile
 
 import pytest
 
@@ -100,10 +99,3 @@ def test_network_parameters_are_checked(options, message):
 def test_training_parameters_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         TrainingParams(**options)
-
-
-def test_a_zip_of_something_else_is_no_checkpoint(tmp_path):
-    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
-        archive.writestr("config.json", json.dumps({"registered_name": "other>Model"}))
-    with pytest.raises(ValueError, match="no checkpoint of this program: it holds another model"):
-        utils.saved_parameters(tmp_path / "other.keras")

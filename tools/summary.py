@@ -1,6 +1,6 @@
-"""The README's tables, from the reports, histories and metadata under results/.
+"""The tables of README.md and docs/results.md, from the files under results/.
 
-`python summary.py` prints them, and a test compares the README with them.
+`python -m tools.summary` prints them, and a test compares both documents with them.
 """
 
 import argparse
@@ -9,54 +9,82 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import geometry
-from utils import markdown_table, one_line_errors, require
-
-# isort: split
 import numpy as np
+from tabulate import DataRow, TableFormat, tabulate
 
-# The networks of the table of claims, a column each: those whose report is there. The same
-# training from other seeds lies in folders of that name with _seed1, _seed2 behind it.
-NETWORKS = {
+import geometry
+from utils import one_line_errors, require
+
+PROGRAM = "python -m tools.summary"
+# The columns of the tables of claims: the folder of a network, and its title. The folders of the
+# same training from other seeds have the suffix _seed1, _seed2, …
+PAPER_NETWORKS = {
     "cifar-10_binary": "CIFAR-10, binary",
     "cifar-10_ternary": "CIFAR-10, ternary",
+}
+NETWORKS = {
+    **PAPER_NETWORKS,
     "cifar-10_binary_half": "CIFAR-10, binary, half width",
     "cifar-10_ternary_half_sigma": "CIFAR-10, ternary at t = 0.612σ, half width",
     "MNIST_binary": "MNIST, binary",
     "MNIST_ternary": "MNIST, ternary",
 }
 
-# What the same network, at half the width and with the same recipe, quantizes its weights and
-# activations with: the lines of the table of costs.
+# The lines of the table of costs: networks of half the width, trained with the same recipe, and how
+# they quantize weights and activations.
 TWINS = {
     "cifar-10_binary_half": "binary",
-    "cifar-10_ternary_half": "ternary, weights and activations at 0.02",
-    "cifar-10_ternary_half_activations": "… activations at 0.612",
-    "cifar-10_ternary_half_weights": "… weights at 0.612σ",
-    "cifar-10_ternary_half_sigma": "… both",
+    "cifar-10_ternary_half": "ternary: weights 0.02, activations 0.02",
+    "cifar-10_ternary_half_activations": "ternary: weights 0.02, activations 0.612",
+    "cifar-10_ternary_half_weights": "ternary: weights 0.612σ, activations 0.02",
+    "cifar-10_ternary_half_sigma": "ternary: weights 0.612σ, activations 0.612",
     "cifar-10_continuous_half": "float (`--continuous`)",
 }
 
-# Flags that say where a run lies and what it keeps, not what it trains.
+# Flags that do not change what is trained: with a value, and without.
 _ELSEWHERE = ("--data_dir", "--out_dir", "--seed")
 _KEEPING = ("--resume", "--track_geometry", "--pack", "--compact")
+
+
+# --- Tables -----------------------------------------------------------------------------------
+
+_ROW = DataRow("|", "|", "|")
+# Without padding, which would change every line of a table with its longest cell.
+_UNPADDED = TableFormat(
+    lineabove=None,
+    linebelowheader=lambda widths, _: "|" + " --- |" * len(widths),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=_ROW,
+    datarow=_ROW,
+    padding=1,
+    with_header_hide=None,
+)
+
+
+def _markdown(head, rows):
+    """Lines of a Markdown table."""
+    options = {"stralign": None, "disable_numparse": True}
+    return tabulate(rows, head, _UNPADDED, **options).splitlines()
 
 
 # --- Claims -----------------------------------------------------------------------------------
 
 
-def claims_table(results="results"):
-    """What the paper claims beside what was measured on each network of `NETWORKS`.
+def claims_table(results="results", networks=NETWORKS):
+    """What the paper claims, and what was measured on each network.
 
-    Figures of layers are those of the inner ones, the convolutional layers but the first, unless
-    said, those of all seeds together; accuracies are means over seeds with the standard deviation
-    over them. A figure in bold misses its condition, one of those that `report.py` judges claims
-    by.
+    A cell gives the lowest and the highest value over the inner layers, which are the convolutional
+    layers except the first, and over all seeds. It is bold if it misses the condition by which
+    `report.py` judges the claim. An accuracy is listed for each of two seeds; of more it is the
+    mean with the standard deviation over seeds.
 
     Parameters
     ----------
     results : path-like
         Folder of the runs, one folder each.
+    networks : mapping
+        From a run's folder to the title of its column. Those without a report are left out.
 
     Returns
     -------
@@ -68,34 +96,29 @@ def claims_table(results="results"):
     ValueError
         If none of the networks has a report there.
     """
-    networks = _labelled(results, NETWORKS)
+    columns = _labelled(results, networks)
     rows = [
-        (claim, theory, *(figure(reports) for reports in networks.values()))
+        (claim, theory, *(figure(reports) for reports in columns.values()))
         for claim, theory, figure in CLAIMS
     ]
-    return markdown_table(("claim", "paper or theory", *networks), rows)
+    return _markdown(("quantity", "paper, theory or condition", *columns), rows)
+
+
+def paper_table(results="results"):
+    """The part of `claims_table` that is about the paper's two networks.
+
+    Parameters, what is returned and errors are those of `claims_table`.
+    """
+    return claims_table(results, PAPER_NETWORKS)
 
 
 def costs_table(results="results"):
-    """What quantization costs: what inner layers keep, and test accuracy, by network of `TWINS`.
+    """What quantization costs: angles and r of the inner layers, and test accuracy, of `TWINS`.
 
-    Parameters
-    ----------
-    results : path-like
-        Folder of the runs, one folder each.
-
-    Returns
-    -------
-    list of str
-        Lines of Markdown.
-
-    Raises
-    ------
-    ValueError
-        If none of the networks has a report there.
+    Parameters, what is returned and errors are those of `claims_table`.
     """
     kept = {
-        f"{_ANGLE} (°)": _inner(lambda layer: layer["angle"], "{:.1f}"),
+        _ANGLE: _inner(lambda layer: layer["angle"], "{:.1f}"),
         _WEIGHTS_R: _inner(lambda layer: layer["weights_dot"]["r"]),
         _ACTIVATIONS_R: _inner(lambda layer: layer["activations_dot"]["r"]),
         "test accuracy (%)": _accuracy,
@@ -105,11 +128,11 @@ def costs_table(results="results"):
         (label, *(figure(reports) for figure in kept.values()))
         for label, reports in _labelled(results, TWINS).items()
     ]
-    return markdown_table(("half width", *kept), rows)
+    return _markdown(("half width", *kept), rows)
 
 
 def _labelled(results, labels):
-    """Label to reports, those of all seeds, for the networks that have any."""
+    """From the label of each network that has reports to its reports, of all seeds."""
     networks = {label: _reports(Path(results), name) for name, label in labels.items()}
     networks = {label: reports for label, reports in networks.items() if reports}
     require(networks, f"{results} holds no report of any of {', '.join(labels)}")
@@ -143,13 +166,15 @@ def _range(values, form):
     return low if low == high else f"{low} to {high}"
 
 
-def _spread(values):
-    mean = f"{np.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
+def _over_seeds(values):
+    # Two values do not estimate a spread.
+    if len(values) < 3:
+        return ", ".join(f"{value:.2f}" for value in values)
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
 def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
-    """The range of a figure over the inner layers, in bold where it leaves its bounds."""
+    """The range of a figure over the inner layers, bold if it leaves its bounds."""
 
     def figure(reports):
         values = [value(layer) for layer in _inner_layers(reports)]
@@ -160,7 +185,7 @@ def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
 
 
 def _judged(claim_id, figure):
-    """A figure as reports judge its claim: in bold where one fails, a dash where it is none."""
+    """A figure, bold if the claim fails in a report, a dash if it does not apply."""
 
     def judged(reports):
         claims = [claim for report in reports for claim in report["claims"]]
@@ -173,7 +198,7 @@ def _judged(claim_id, figure):
 
 
 def _accuracy(reports):
-    return _spread([100 * report["test_accuracy"] for report in reports])
+    return _over_seeds([100 * report["test_accuracy"] for report in reports])
 
 
 def _off_closed_form(layer):
@@ -206,7 +231,7 @@ def _first_r(reports):
 def _whitened(reports):
     shares = [100 * layer["variance_shares"][0] for layer in _first_layers(reports)]
     whitened = [report["rotation"]["zca"]["weights"] for report in reports]
-    return f"{_range(shares, '{:.0f} %')}, {_first_r(reports)} → {_range(whitened, '{:.3f}')}"
+    return f"{_range(shares, '{:.0f} %')}; {_first_r(reports)} → {_range(whitened, '{:.3f}')}"
 
 
 def _points_lost(reports):
@@ -218,46 +243,58 @@ def _points_lost(reports):
     return _range([100 * points for points in lost], "{:.2f}")
 
 
-_ANGLE = "angle of w<sup>c</sup> and w<sup>b</sup>"
-_WEIGHTS_R = "r of A·w<sup>c</sup> and A·w<sup>b</sup>"
-_ACTIVATIONS_R = "r of A<sup>c</sup>·w<sup>b</sup> and A<sup>b</sup>·w<sup>b</sup>"
+_ANGLE = "angle between w<sup>c</sup> and w<sup>b</sup> (°)"
+_WEIGHTS_R = "pooled r of A·w<sup>c</sup> and A·w<sup>b</sup>"
+_ACTIVATIONS_R = "pooled r of A<sup>c</sup>·w<sup>b</sup> and A<sup>b</sup>·w<sup>b</sup>"
 
-# What is claimed, what the paper or theory has for it, and the figure.
+# What is measured; what the paper, theory or the condition says; the figure.
 CLAIMS = (
-    ("test accuracy (%)", "CIFAR-10 88.6 to 89.9 after 500 epochs", _accuracy),
-    (f"{_ANGLE} (°)", "37.07; less if ternary", _inner(lambda layer: layer["angle"], "{:.1f}")),
-    ("… off the Gaussian one at its t/σ (°)", "≤ 4", _inner(_off_closed_form, "{:.1f}", at_most=4)),
-    ("… off the one of its kurtosis (°)", "≤ 1", _inner(_off_kurtosis, "{:.2f}", at_most=1)),
-    ("… and of its peak at the threshold (°)", "≤ 1", _inner(_off_peaked, "{:.2f}", at_most=1)),
+    ("test accuracy (%)", "CIFAR-10: 88.6 to 89.9 after 500 epochs", _accuracy),
+    (_ANGLE, "37.07; less if ternary", _inner(lambda layer: layer["angle"], "{:.1f}")),
     (
-        "spread of w<sup>c</sup> over the one at the start",
+        "distance to the Gaussian angle at t/σ (°)",
+        "≤ 4",
+        _inner(_off_closed_form, "{:.1f}", at_most=4),
+    ),
+    ("distance to the angle of κ (°)", "≤ 1", _inner(_off_kurtosis, "{:.2f}", at_most=1)),
+    (
+        "distance to the angle of κ and peak (°)",
+        "≤ 1",
+        _inner(_off_peaked, "{:.2f}", at_most=1),
+    ),
+    (
+        "σ of w<sup>c</sup> / σ at initialization",
         "≥ 2",
         _inner(lambda layer: layer["sd_over_initial"], "{:.1f}", at_least=2),
     ),
-    (f"spread of {_ANGLE}: exponent of d", "−0.5 ± 0.15", _judged("angle-scaling", _exponent)),
+    (
+        "spread of the angle over units: exponent of d",
+        "−0.5 ± 0.15",
+        _judged("angle-scaling", _exponent),
+    ),
     (
         _WEIGHTS_R,
         "≥ 0.9",
         _judged("weights-dot", _inner(lambda layer: layer["weights_dot"]["r"])),
     ),
-    ("… in the first layer", "below", _judged("weights-dot", _first_r)),
+    ("the same in the first layer", "below", _judged("weights-dot", _first_r)),
     (
         _ACTIVATIONS_R,
         "≥ 0.85",
         _judged("activations-dot", _inner(lambda layer: layer["activations_dot"]["r"])),
     ),
     (
-        "r by unit, inputs as they are → permuted",
+        "r by unit of A·w<sup>c</sup> and A·w<sup>b</sup>: inputs as they are → permuted",
         "→ cosine of the angle",
         _judged("permutation", _fall),
     ),
     (
-        "first layer: variance on one axis, r as it is → whitened",
-        "≥ 50 %, up by 0.15",
+        "first layer: variance on the first axis; pooled r as it is → whitened",
+        "≥ 50 %; up by 0.15",
         _judged("first-layer", _whitened),
     ),
     (
-        "points lost with w<sup>c</sup> in place of w<sup>b</sup> in one layer",
+        "accuracy lost with w<sup>c</sup> in place of w<sup>b</sup> in one layer (points)",
         "≤ 2",
         _judged("substitution", _points_lost),
     ),
@@ -268,19 +305,10 @@ CLAIMS = (
 
 
 def runs_table(results="results"):
-    """Every trained network under `results`, runs that differ in their seed alone as one line.
+    """Every trained network under `results`. Runs that differ only in their seed share a line.
 
-    Accuracies are means over seeds with the standard deviation over them.
-
-    Parameters
-    ----------
-    results : path-like
-        Folder of the runs, one folder each.
-
-    Returns
-    -------
-    list of str
-        Lines of Markdown.
+    Accuracies are those of `claims_table`, minutes the least and the most of the runs. The
+    parameter and what is returned are those of `claims_table`.
 
     Raises
     ------
@@ -302,23 +330,23 @@ def runs_table(results="results"):
                 f"`{flags}`" if flags else "none",
                 ", ".join(map(str, seeds)),
                 runs[0][0]["training_params"]["epochs"],
-                _spread([100 * run["test_accuracy"] for run, _ in runs]),
-                f"{np.mean(minutes):.0f}",
+                _over_seeds([100 * run["test_accuracy"] for run, _ in runs]),
+                _range(minutes, "{:.0f}"),
             )
         )
-    return markdown_table(("flags", "seeds", "epochs", "test accuracy (%)", "minutes"), rows)
+    return _markdown(("flags", "seeds", "epochs", "test accuracy (%)", "minutes"), rows)
 
 
 def _training(run):
-    """All that decides on a run but for its seed, whatever the order of its flags."""
+    """Everything but the seed that decides what a run trains, in any order of flags."""
     parts = [run[name] for name in ("data_set", "valid_size", "debug")]
-    # An option that is younger than a run is missing there, None in its twins.
+    # An option that did not exist yet is missing in a run, and None in later ones.
     network = {name: value for name, value in run["network_params"].items() if value is not None}
     return json.dumps([*parts, network, {**run["training_params"], "seed": None}], sort_keys=True)
 
 
 def _flags(run):
-    """The flags of a run's first sitting that say what it trains."""
+    """The flags of a run's first command that say what it trains."""
     words, kept = run["sittings"][0]["command"][1:], []
     while words:
         word, *words = words
@@ -338,11 +366,12 @@ def _minutes(folder):
 
 
 def main(argv=None):
-    """`python summary.py`: print the tables."""
-    cli = argparse.ArgumentParser(prog="summary.py", description=__doc__.splitlines()[0])
+    """`python -m tools.summary`: print the tables."""
+    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.splitlines()[0])
     cli.parse_args(argv)
-    with one_line_errors("summary.py"):
-        print("\n".join([*claims_table(), "", *costs_table(), "", *runs_table()]))
+    with one_line_errors(PROGRAM):
+        tables = paper_table(), claims_table(), costs_table(), runs_table()
+        print("\n\n".join("\n".join(lines) for lines in tables))
 
 
 if __name__ == "__main__":

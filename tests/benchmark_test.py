@@ -8,9 +8,9 @@ import signal
 import numpy as np
 import pytest
 
-import benchmark
 import bnn
-import graph_ops
+from fast import precision
+from tools import benchmark
 from utils import NetworkParams, TrainingParams
 
 TINY = benchmark.Plan(
@@ -96,10 +96,11 @@ def test_inference_rows_tell_bytes_and_equality():
         ("conv_1/Conv2D:_MklNativeConv2D", "forward"),
         ("a_inference__counted_conv2d_12__.3", "forward"),
         ("a_inference__sign_2218__.1", "element-wise"),
-        ("gradient_tape/conv_2/batch_norm/FusedBatchNormGradV3:FusedBatchNormGradV3", "batch norm"),
+        ("gradient_tape/bnn/conv_2_norm/FusedBatchNormGradV3:FusedBatchNormGradV3", "batch norm"),
+        ("bnn/conv_2_norm/mul_1:Mul", "batch norm"),
         ("latent_adam/clip_by_value/Minimum:Minimum", "optimizer"),
         ("fc_1/MatMul:_MklMatMul", "matmul"),
-        ("conv_2/MaxPool2d:_MklNativeMaxPool", "pooling"),
+        ("conv_2_pool/MaxPool2d:_MklNativeMaxPool", "pooling"),
     ],
 )
 def test_kind_of_an_operation(name, kind):
@@ -130,16 +131,16 @@ def killed(*args):
 
 def test_a_precision_that_kills_its_process_is_a_skipped_row(monkeypatch):
     monkeypatch.setattr(benchmark, "training_rates", killed)
-    monkeypatch.setattr(graph_ops, "bfloat16_signs", lambda: "doubtful")
+    monkeypatch.setattr(precision, "bfloat16_signs", lambda: "doubtful")
     rows = benchmark.all_training_rates(dataclasses.replace(TINY, batches=(4,)))
     assert [row["skipped"] for row in rows] == ["the process that measured it died"] * 2
     assert "died" in benchmark.format_training(rows)
 
 
 def test_bfloat16_is_not_trained_without_signs_of_it(monkeypatch):
-    monkeypatch.setattr(benchmark, "in_child", lambda function, plan, precision, batch: precision)
-    monkeypatch.setattr(graph_ops, "bfloat16_signs", lambda: "none")
-    monkeypatch.setattr(graph_ops, "gpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(benchmark, "in_child", lambda function, plan, policy, batch: policy)
+    monkeypatch.setattr(precision, "bfloat16_signs", lambda: "none")
+    monkeypatch.setattr(precision, "gpu_has_bfloat16", lambda: False)
     trained, skipped = benchmark.all_training_rates(dataclasses.replace(TINY, batches=(4,)))
     assert trained == "float32"
     assert "no fast bfloat16" in skipped["skipped"]
@@ -147,8 +148,8 @@ def test_bfloat16_is_not_trained_without_signs_of_it(monkeypatch):
 
 @pytest.mark.parametrize(("speedup", "word"), [(0.0, "kills"), (0.1, "0.10 ×"), (0.9, None)])
 def test_bfloat16_is_left_out_for_a_reason(speedup, word, monkeypatch):
-    monkeypatch.setattr(graph_ops, "gpu_has_bfloat16", lambda: False)
-    monkeypatch.setattr(graph_ops, "bfloat16_speedup", lambda: speedup)
+    monkeypatch.setattr(precision, "gpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: speedup)
     reason = benchmark.why_no_bfloat16()
     assert reason is None if word is None else word in reason
 
@@ -160,7 +161,7 @@ def test_an_unwritable_file_is_one_line_before_anything_is_measured(tmp_path, mo
         benchmark.main(["--json", str(tmp_path / "file" / "figures.json")])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("benchmark.py: error: ") and error.count("\n") == 1
+    assert error.startswith("python -m tools.benchmark: error: ") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("flags", [["--parts", "nothing"], ["--slow"], ["--json"]])
@@ -168,7 +169,7 @@ def test_wrong_flags_end_with_code_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         benchmark.main(flags)
     assert stop.value.code == 2
-    assert "benchmark.py: error: " in capsys.readouterr().err
+    assert "tools.benchmark: error: " in capsys.readouterr().err
 
 
 def test_the_estimate_is_that_of_the_whole_training(monkeypatch):

@@ -1,20 +1,28 @@
-"""The README's tables say what the files under results/ say."""
+"""The tables of README.md and docs/results.md say what the files under results/ say."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-import summary
+from tools import summary
 from utils import write_json, write_text
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("table", [summary.claims_table, summary.costs_table, summary.runs_table])
-def test_the_readme_has_the_tables(table):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "\n".join(table(ROOT / "results")) in readme, "paste what python summary.py prints"
+@pytest.mark.parametrize(
+    ("document", "table"),
+    [
+        ("README.md", summary.paper_table),
+        ("docs/results.md", summary.claims_table),
+        ("docs/results.md", summary.costs_table),
+        ("docs/results.md", summary.runs_table),
+    ],
+)
+def test_the_documents_have_the_tables(document, table):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert "\n".join(table(ROOT / "results")) in text, "paste what python -m tools.summary prints"
 
 
 def layer(name, d, **other):
@@ -73,7 +81,7 @@ def test_claims_are_those_of_the_inner_layers(tmp_path):
         "−0.50",
     ]
     assert figures[7:9] == ["0.950", "0.560"]
-    assert figures[10:] == ["0.94 → 0.80", "75 %, 0.560 → 0.830", "1.00"]
+    assert figures[10:] == ["0.94 → 0.80", "75 %; 0.560 → 0.830", "1.00"]
 
 
 @pytest.mark.parametrize(
@@ -100,14 +108,29 @@ def test_the_report_judges_the_others(tmp_path, holds, form):
     assert all(re.fullmatch(form, figure) for figure in list(column(tmp_path).values())[6:])
 
 
-def test_seeds_share_a_column(tmp_path):
+def test_two_seeds_share_a_column(tmp_path):
     name = tmp_path / "MNIST_binary"
     write_report(name, [first_layer(), layer("conv_2", 1152)])
     other = [first_layer(), layer("conv_2", 1152, angle=39.0)]
     write_report(name.with_name("MNIST_binary_seed1"), other, holds=False, accuracy=0.8912)
     figures = list(column(tmp_path).values())
-    assert figures[:3] == ["88.12 ± 1.41", "37.5 to 39.0", "0.4 to 1.9"]
+    assert figures[:3] == ["87.12, 89.12", "37.5 to 39.0", "0.4 to 1.9"]
     assert figures[7:9] == ["**0.950**", "**0.560**"]
+
+
+def test_three_seeds_have_a_spread(tmp_path):
+    for suffix, accuracy in (("", 0.87), ("_seed1", 0.88), ("_seed2", 0.89)):
+        folder = tmp_path / f"MNIST_binary{suffix}"
+        write_report(folder, [first_layer(), layer("conv_2", 1152)], accuracy=accuracy)
+    assert column(tmp_path)["test accuracy (%)"] == "88.00 ± 1.00"
+
+
+def test_the_table_of_the_paper_has_its_networks_alone(tmp_path):
+    for name in ("cifar-10_binary", "MNIST_binary"):
+        write_report(tmp_path / name, [first_layer(), layer("conv_2", 1152)])
+    head, _, first, *_ = summary.paper_table(tmp_path)
+    assert head == "| quantity | paper, theory or condition | CIFAR-10, binary |"
+    assert first.endswith("| 87.12 |")
 
 
 def test_costs_are_of_the_twins_that_are_there(tmp_path):
@@ -119,7 +142,7 @@ def test_costs_are_of_the_twins_that_are_there(tmp_path):
     twin = [layer("conv_1", 27, **same), layer("conv_2", 1152, **same)]
     write_report(tmp_path / "cifar-10_continuous_half", twin, holds=None, accuracy=0.9)
     assert summary.costs_table(tmp_path)[2:] == [
-        "| binary | 37.5 | 0.950 | 0.900 | 87.12 ± 0.00 | 2 |",
+        "| binary | 37.5 | 0.950 | 0.900 | 87.12, 87.12 | 2 |",
         "| float (`--continuous`) | 0.0 | 1.000 | 0.950 | 90.00 | 1 |",
     ]
 
@@ -145,7 +168,7 @@ def test_seeds_of_one_run_are_a_line(tmp_path):
     write_run(tmp_path / "c", 0, 0.9, "--continuous")
     assert summary.runs_table(tmp_path)[2:] == [
         "| `--continuous` | 0 | 2 | 90.00 | 2 |",
-        "| `--pool --levels=3` | 0, 1 | 2 | 82.00 ± 1.41 | 2 |",
+        "| `--pool --levels=3` | 0, 1 | 2 | 81.00, 83.00 | 2 |",
     ]
 
 

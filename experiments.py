@@ -1,0 +1,108 @@
+"""What if? The first layer quantized in other bases; latent weights in place of quantized ones."""
+
+import geometry
+from bnn import WHITENING_FLOOR, scaled
+from graph_ops import Ternary
+from measure import COVARIANCE_IMAGES, sampled_patches
+from stream import Stream
+from walk import Window
+
+# isort: split
+import numpy as np
+from tqdm import tqdm
+
+# Training images on which batch-norm statistics are re-estimated.
+REFIT_IMAGES = 2000
+
+# --- The first layer in other bases -----------------------------------------------------------
+
+
+def rotation_correlations(network, x, x_train):
+    """r of the first layer's dot products when it is quantized in another basis.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+        With a convolutional first layer.
+    x, x_train : ndarray, shape (n, height, width, channels)
+        Test images, whose patches are multiplied (`COVARIANCE_POSITIONS` of each of the first
+        `COVARIANCE_IMAGES`), and training images, which give principal axes and whitening.
+
+    Returns
+    -------
+    dict
+        By basis ('as is', 'random', 'pca', 'zca') a dict of r by what is quantized there
+        ('weights', 'patches', 'both'), each against the dot products of nothing quantized.
+        Patches are whitened as (x − mean)Z and multiplied with the latent weights as they are.
+    """
+    layer = network.layers[0]
+    statistics = network.first_patches(x_train)
+    covariance, d = statistics.covariance, statistics.d
+    patches = sampled_patches(scaled(x[:COVARIANCE_IMAGES]), Window(layer.kernel_size), 0)
+    patches = patches.reshape(-1, d)
+    w = layer.latent_kernel.numpy().reshape(d, -1)
+    whitening = geometry.whitening(covariance, WHITENING_FLOOR * np.diag(covariance).mean())
+    ternary = isinstance(layer.kernel_quantizer, Ternary)
+    threshold = float(layer.kernel_quantizer.threshold(layer.coordinates())) if ternary else 0
+    results = {"as is": _quantized_correlations(patches, w, threshold)}
+    for name, rotation in (
+        ("random", geometry.random_rotation(d, 0)),
+        ("pca", geometry.principal_axes(covariance)),
+    ):
+        rotated = patches @ rotation.T, rotation @ w
+        results[name] = _quantized_correlations(*rotated, threshold)
+    whitened = (patches - statistics.mean) @ whitening
+    return results | {"zca": _quantized_correlations(whitened, w, threshold)}
+
+
+def _quantized_correlations(patches, w, threshold):
+    patches_b, w_b = (geometry.quantized(values, threshold) for values in (patches, w))
+    exact = patches @ w
+    quantized = {"weights": patches @ w_b, "patches": patches_b @ w, "both": patches_b @ w_b}
+    return {
+        name: float(geometry.DotProductStatistics(w.shape[1]).update(exact, dots).correlation())
+        for name, dots in quantized.items()
+    }
+
+
+# --- Latent weights in place of quantized ones ------------------------------------------------
+
+
+def substitution_accuracies(network, x_train, x, y, progress=False):
+    """Accuracy with the latent weights of one layer, or all, in place of the quantized ones.
+
+    Latent weights are smaller than ±1, which batch norm's statistics know nothing of: each network
+    is measured as it is and with the statistics re-estimated on training images, from the
+    substituted layer on. The layers below it are left alone and computed once.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+    x_train, x : ndarray, shape (n, height, width, channels)
+        Training images, the first `REFIT_IMAGES` of which re-estimate the statistics, and test
+        images.
+    y : ndarray of integers, shape (n,)
+        Labels of `x`.
+    progress : bool
+        Draw a progress bar?
+
+    Returns
+    -------
+    dict
+        Of (accuracy as it is, accuracy re-estimated), by what is substituted: 'none', the control,
+        each quantized layer's name, and 'all'.
+    """
+    names = [layer.name for layer in network.layers if layer.kernel_quantizer is not None]
+    images = Stream(network.model, x_train[:REFIT_IMAGES]), Stream(network.model, x)
+    experiments = [("none", None, []), ("all", None, names), *((n, n, [n]) for n in names)]
+    accuracies = {}
+    for name, start, substitute in tqdm(experiments, desc="substitution", disable=not progress):
+        while start is not None and images[0].next_product != start:
+            for stream in images:
+                stream.advance()
+        substituted = network.with_weights(substitute).model
+        refitted, tested = (stream.along(substituted) for stream in images)
+        as_it_is = tested.accuracy(y)
+        refitted.refit()
+        accuracies[name] = as_it_is, tested.accuracy(y)
+    return accuracies

@@ -1,0 +1,69 @@
+"""Every layer's geometry before the first epoch and after each, in a file."""
+
+import csv
+from pathlib import Path
+
+from measure import measure_layers
+from utils import atomic_path
+
+# isort: split
+import keras
+import numpy as np
+
+
+class GeometryLog(keras.callbacks.Callback):
+    """Record every layer's geometry before the first epoch and after each.
+
+    The file has a row per layer and number of finished epochs, angles in degrees; see
+    `read_geometry`. A training that is resumed goes on with it.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+        The one in training.
+    x : ndarray, shape (n, height, width, channels)
+        Images on which r is measured: a hundred or two will do.
+    path : path-like
+        The CSV file.
+    """
+
+    COLUMNS = ("epochs", "layer", "angle", "angle_sd", "kurtosis", "r")
+
+    def __init__(self, network, x, path):
+        super().__init__()
+        self.network, self.x, self.path = network, x, Path(path)
+        self._rows = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._rows is None:
+            # A resumed training keeps what it had recorded before it was cut off.
+            earlier = read_geometry(self.path) if epoch else []
+            self._rows = [row for row in earlier if row["epochs"] < epoch]
+            self._record(epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._record(epoch + 1)
+
+    def _record(self, epochs):
+        for layer in measure_layers(self.network, self.x):
+            angles = np.degrees(layer.angles)
+            values = np.nanmean(angles), np.nanstd(angles), layer.kurtosis, layer.weights_dot.r
+            row = (epochs, layer.name, *(round(float(value), 4) for value in values))
+            self._rows.append(dict(zip(self.COLUMNS, row, strict=True)))
+        with (
+            atomic_path(self.path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self.COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+
+def read_geometry(path):
+    """What a `GeometryLog` has recorded, a dict per row; nothing where there is no file."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    whole = {"epochs": int, "layer": str}
+    return [{name: whole.get(name, float)(text) for name, text in row.items()} for row in rows]

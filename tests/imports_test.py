@@ -1,0 +1,58 @@
+"""Imports run one way, from the bottom of the house to its top: read from the code itself."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# From the bottom to the top. A module imports those of earlier lines, and of its own folder.
+FLOORS = (
+    ("utils",),
+    ("geometry", "fast"),
+    ("straight_through",),
+    ("graph_ops",),
+    ("quantizers", "walk"),
+    ("stream", "checkpoint", "optimizers", "distribute", "data"),
+    ("training", "packed"),
+    ("bnn",),
+    ("plotting",),
+    ("measure",),
+    ("experiments", "geometry_log"),
+    ("claims",),
+    ("report",),
+    ("run_bnn",),
+    ("tools",),
+)
+FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+
+
+def modules():
+    for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/*.py")):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if not path.name.endswith("_test.py") and room not in ("tests", "results", "output"):
+            yield path, room
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
+
+
+def test_every_module_has_its_floor():
+    assert {room for _, room in modules()} == FLOOR.keys()
+
+
+@pytest.mark.parametrize("path, room", modules(), ids=lambda value: str(value).split("/")[-1])
+def test_a_module_imports_what_lies_below_it(path, room):
+    own = {name for name in imported(path) if name in FLOOR} - {room}
+    above = {name for name in own if FLOOR[name] >= FLOOR[room]}
+    assert not above
+
+
+def test_geometry_knows_no_tensorflow():
+    for path in (ROOT / "geometry").glob("*.py"):
+        assert not {"tensorflow", "keras"} & set(imported(path))

@@ -1,0 +1,1 @@
+"""Commands beside run_bnn.py: benchmark, tables of results, workers on this machine."""

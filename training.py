@@ -1,0 +1,254 @@
+"""Train a Keras classifier: schedule, divergence, resume, batch norm's final statistics.
+
+`fit` trains any Keras model that ends in a score per class; `bnn.BinaryNeuralNetwork.fit` calls it.
+"""
+
+import contextlib
+import functools
+
+import checkpoint
+import stream
+import walk
+from distribute import devices
+from fast.batches import batches_in_order, training_batches
+from optimizers import LatentAdam
+from utils import TrainingParams, require
+
+# isort: split
+import keras
+import numpy as np
+
+# Training images on which batch norm's statistics are taken at the end of a training, and before
+# each validation.
+REFIT_IMAGES, VALIDATION_REFIT_IMAGES = 10_000, 1000
+
+
+# --- Loss -------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("bnn")
+def squared_hinge(labels, scores):
+    """Mean over classes of max(0, 1 − t·s)², t = +1 at the label's class and −1 elsewhere.
+
+    Parameters
+    ----------
+    labels : tensor of integers, shape (n,) or (n, 1)
+    scores : tensor, shape (n, classes)
+
+    Returns
+    -------
+    tensor, shape (n,)
+    """
+    labels = keras.ops.reshape(labels, [-1])
+    targets = 2 * keras.ops.one_hot(labels, scores.shape[-1], dtype=scores.dtype) - 1
+    return keras.losses.squared_hinge(targets, scores)
+
+
+def loss_named(loss_mode):
+    """`squared_hinge` for 'hinge-loss', cross-entropy on logits for 'softmax'."""
+    if loss_mode == "softmax":
+        # From logits: log(softmax(s)) underflows to −inf where one score is far ahead.
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return squared_hinge
+
+
+# --- Callbacks --------------------------------------------------------------------------------
+
+
+class _StopOnDivergence(keras.callbacks.Callback):
+    """End the training at the first batch after which the loss is not finite."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        require(
+            np.isfinite(logs["loss"]),
+            f"the loss is not finite in epoch {self.epoch + 1}: try a smaller lr_start; "
+            "what was saved after earlier epochs is intact",
+        )
+
+
+class _RefitBeforeValidation(keras.callbacks.Callback):
+    """Validate with batch-norm statistics of the weights as they are; see `fit`."""
+
+    def __init__(self, x):
+        super().__init__()
+        self._x = x
+
+    def on_test_begin(self, logs=None):
+        stream.refit_batch_norm(self.model, self._x)
+
+
+class _Synchronize(keras.callbacks.Callback):
+    """Give `model` the weights of the distributed copy that is trained, after each epoch."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._own = model
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._own.set_weights(self.model.get_weights())
+
+
+class _SaveState(keras.callbacks.Callback):
+    """Write weights and optimizer after each epoch."""
+
+    def __init__(self, path, params):
+        super().__init__()
+        self._path, self._params = path, params
+
+    def on_epoch_end(self, epoch, logs=None):
+        checkpoint.save_state(self.model, self._path, self._params)
+
+
+# --- Training ---------------------------------------------------------------------------------
+
+
+def fit(
+    model,
+    x,
+    y,
+    params=TrainingParams(),
+    validation=None,
+    callbacks=(),
+    state=None,
+    strategy=None,
+):
+    """Train a Keras classifier for `params.epochs` epochs.
+
+    Adam on the latent weights, gradients of the loss summed over images and classes clipped
+    elementwise to [−1, 1], latent weights clipped to [−1, 1] after each step, the training set
+    shuffled anew in every epoch. (Gradients of the mean loss never come near ±1.) Before each
+    validation, and at the end, `stream.refit_batch_norm` re-estimates batch norm's statistics:
+    latent weights near zero flip until the last step, and moving averages fit none of their signs.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Its output are scores, shape (n, classes).
+    x : ndarray, shape (n, ...)
+    y : ndarray of integers, shape (n,)
+    params : TrainingParams
+    validation : (ndarray, ndarray), optional
+        Images and labels.
+    callbacks : sequence of keras.callbacks.Callback
+        On several workers they run on the first alone.
+    state : path-like, optional
+        A `.keras` file that holds weights and optimizer after the last finished epoch. If it is
+        there, training goes on from it and ends with the weights of a training that was never
+        interrupted.
+    strategy : tf.distribute.Strategy, optional
+        Train on all its devices, as `distribute.devices.training_strategy` chooses them. Each gets
+        an equal share of every batch, and the result is that of one device, but for rounding, if
+        the batch norms are `ShiftBatchNormalization` or synchronized.
+
+    Returns
+    -------
+    dict
+        What Keras recorded: a list per quantity, with an entry per epoch.
+
+    Raises
+    ------
+    ValueError
+        If `state` is of another training, the loss stops being finite, the batch does not divide
+        by the devices, or the model is to train on several and is not functional.
+    ConnectionError
+        If a worker stops answering.
+    """
+    batch_size = min(params.batch_size, len(x))
+    # What the loss is a mean of.
+    terms = batch_size * (_classes(model, x) if params.loss_mode == "hinge-loss" else 1)
+    _compile(model, params, terms)
+    devices.on_chief(strategy, checkpoint.restore_state, model, state, params)
+    own = []
+    if devices.is_chief(strategy):
+        own = [*callbacks, *([] if state is None else [_SaveState(state, params)])]
+    with devices.lost_workers_named(strategy):
+        with _on_devices_of(strategy, model, params, batch_size, terms) as trained:
+            if trained is not model:
+                own.insert(0, _Synchronize(model))
+            history = _train(trained, x, y, params, batch_size, validation, own, strategy)
+        stream.refit_batch_norm(model, x[:REFIT_IMAGES])
+        if strategy is not None:
+            # Another processor, or another number of threads, sums in another order.
+            for variable in model.non_trainable_weights:
+                variable.assign(devices.from_chief(strategy, variable.numpy()))
+    return history
+
+
+def _classes(model, x):
+    if hasattr(model, "output_shape"):
+        return model.output_shape[-1]
+    return model(x[:1]).shape[-1]  # A subclassed model tells no shape.
+
+
+def _compile(model, params, terms):
+    model.compile(
+        LatentAdam(params.lr_start, clip=1 / terms),
+        loss_named(params.loss_mode),
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        jit_compile=False,  # XLA's convolutions are slower on the CPU than the framework's.
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+@contextlib.contextmanager
+def _on_devices_of(strategy, model, params, batch_size, terms):
+    """A copy of the compiled `model` on all devices; its weights are taken over at the end.
+
+    What a distributed model computes, all workers must ask for, so it stays in here.
+    """
+    if strategy is None:
+        yield model
+        return
+    devices.require_shares(batch_size, strategy.num_replicas_in_sync)
+    require(
+        walk.graph_of(model) is not None,
+        f"the model {model.name} is not functional: it trains on one device alone",
+    )
+    with strategy.scope():
+        copy = type(model).from_config(model.get_config())
+        _compile(copy, params, terms)
+    for one, all_ in zip(_state_of(model), _state_of(copy), strict=True):
+        all_.assign(devices.from_chief(strategy, one.numpy()))
+    yield copy
+    model.set_weights(copy.get_weights())
+
+
+def _state_of(model):
+    return [*model.weights, *model.optimizer.variables]
+
+
+def _train(model, x, y, params, batch_size, validation, callbacks, strategy):
+    """Keras' `fit` on batches of `x` and `y`, from the optimizer's step on."""
+    steps = len(x) // batch_size
+    initial_epoch = int(model.optimizer.iterations.numpy()) // steps
+    batches = functools.partial(
+        training_batches,
+        x,
+        y,
+        batch_size,
+        params.seed,
+        params.epochs,
+        initial_epoch,
+        params.augment,
+    )
+    if validation is not None:
+        validation = batches_in_order(*validation, batch_size=stream.INFERENCE_BATCH)
+    history = model.fit(
+        devices.distributed(strategy, batches),
+        initial_epoch=initial_epoch,
+        epochs=params.epochs,
+        steps_per_epoch=steps,
+        shuffle=False,  # The pipeline does it.
+        validation_data=validation,
+        verbose="auto" if devices.is_chief(strategy) else 0,
+        callbacks=[
+            _StopOnDivergence(),
+            keras.callbacks.LearningRateScheduler(params.learning_rate),
+            _RefitBeforeValidation(x[:VALIDATION_REFIT_IMAGES]),
+            *callbacks,
+        ],
+    )
+    return history.history

@@ -1,0 +1,613 @@
+"""Any Keras model, product by product or step by step.
+
+`visit` calls a function for every dot product that a model computes, with its kernel, its inputs
+and its quantizers: measuring reads this. `steps` lists the operations of a functional model in
+topological order: what streams many images through a network goes along them.
+"""
+
+import contextlib
+import functools
+import math
+import weakref
+from dataclasses import dataclass, field
+
+import graph_ops
+from utils import require
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+
+# --- Products ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """The patches of an image that a two-dimensional convolution multiplies.
+
+    Attributes
+    ----------
+    size, strides, dilation : (int, int)
+        Of rows and columns.
+    padding : {'same', 'valid'}
+    """
+
+    size: tuple
+    strides: tuple = (1, 1)
+    dilation: tuple = (1, 1)
+    padding: str = "same"
+
+    @property
+    def is_plain(self):
+        """Does every position of the image have a product, and the kernel no holes?"""
+        return self.padding == "same" and self.strides == self.dilation == (1, 1)
+
+    def outputs_and_padding(self, sizes):
+        """For rows and columns: how many outputs, and how many zeros before and after.
+
+        Parameters
+        ----------
+        sizes : (int, int)
+            Of the images.
+
+        Returns
+        -------
+        list of (int, (int, int))
+            By TensorFlow's rule, which pads more at the end.
+        """
+        found = []
+        for size, n, rate, stride in zip(
+            sizes, self.size, self.dilation, self.strides, strict=True
+        ):
+            span = (n - 1) * rate + 1
+            if self.padding == "valid":
+                found.append((-(-(size - span + 1) // stride), (0, 0)))
+                continue
+            outputs = -(-size // stride)
+            total = max((outputs - 1) * stride + span - size, 0)
+            found.append((outputs, (total // 2, total - total // 2)))
+        return found
+
+    @property
+    def border(self):
+        """How many positions at each edge of the output zero padding reaches, at most."""
+        if self.padding == "valid":
+            return 0
+        reach = ((n // 2) * rate for n, rate in zip(self.size, self.dilation, strict=True))
+        return max(-(-r // stride) for r, stride in zip(reach, self.strides, strict=True))
+
+
+@dataclass
+class Product:
+    """A product of inputs and kernel, as a layer has just formed it.
+
+    Attributes
+    ----------
+    layer : keras.layers.Layer
+    inputs : tensor
+        A^c, what the layer was called on.
+    kernel : tensor, shape (..., units)
+        w^c, in the basis in which it is quantized.
+    dot : callable
+        dot(inputs, kernel): products as this layer forms them, float32, shape (..., units), of
+        inputs and kernels of these shapes, without the bias.
+    part : str
+        Name of the kernel in a layer that has several.
+    input_quantizer, kernel_quantizer : graph_ops.Quantizer or None
+    window : Window or None
+        The patches that are multiplied; None where it is the last axis of the inputs.
+    name : str
+        The layer's; its path where several layers have that name; with the part after a dot.
+    outputs : tensor or None
+        What the layer returned, where that is the product of quantized inputs and kernel itself.
+    """
+
+    layer: keras.layers.Layer
+    inputs: tf.Tensor = field(repr=False)
+    kernel: tf.Tensor = field(repr=False)
+    dot: callable = field(repr=False)
+    part: str = ""
+    input_quantizer: graph_ops.Quantizer | None = None
+    kernel_quantizer: graph_ops.Quantizer | None = None
+    window: Window | None = None
+    name: str = ""
+    outputs: tf.Tensor | None = field(default=None, repr=False)
+
+    @functools.cached_property
+    def quantized_inputs(self):
+        """A^b = θ(A^c), what is multiplied: A^c itself without an input quantizer."""
+        return self.inputs if self.input_quantizer is None else self.input_quantizer(self.inputs)
+
+    @functools.cached_property
+    def quantized_kernel(self):
+        """w^b = θ(w^c): w^c itself without a kernel quantizer."""
+        return self.kernel if self.kernel_quantizer is None else self.kernel_quantizer(self.kernel)
+
+
+@functools.singledispatch
+def products_of(layer, *inputs):
+    """The products that a layer forms when it is called on `inputs`: a tuple of `Product`.
+
+    A layer of another kind is made known with `@products_of.register`.
+    """
+    del layer, inputs
+    return ()
+
+
+def _owns_kernel(layer):
+    """Is a matrix, or a tensor of more axes, among the layer's own trainable weights?"""
+    return any(len(v.shape) >= 2 for v in layer._trainable_variables)
+
+
+def forms_product(layer):
+    """Is it known which products a layer like this forms?"""
+    return products_of.dispatch(type(layer)) is not products_of.dispatch(object)
+
+
+@products_of.register(keras.layers.Embedding)
+@products_of.register(keras.layers.PReLU)
+def _(layer, *inputs):
+    return ()  # A table and slopes: nothing is summed.
+
+
+def _as_floats(layer, inputs, kernel, dot, part="", window=None):
+    inputs, kernel = (tf.cast(tf.convert_to_tensor(v), tf.float32) for v in (inputs, kernel))
+    return Product(layer, inputs, kernel, dot, part, window=window)
+
+
+def _window_of(layer):
+    return Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
+
+
+@products_of.register(graph_ops.QuantConv2D)
+@products_of.register(graph_ops.QuantDense)
+def _(layer, inputs):
+    return (
+        Product(
+            layer,
+            tf.convert_to_tensor(inputs),
+            layer.coordinates(),
+            lambda x, kernel: layer.dot_products(x, layer.kernel_of(kernel)),
+            input_quantizer=layer.input_quantizer,
+            kernel_quantizer=layer.kernel_quantizer,
+            window=_window_of(layer) if isinstance(layer, graph_ops.QuantConv2D) else None,
+        ),
+    )
+
+
+@products_of.register
+def _(layer: keras.layers.Dense, inputs):
+    return (_as_floats(layer, inputs, layer.kernel, tf.matmul),)
+
+
+@products_of.register(keras.layers.Conv1D)
+@products_of.register(keras.layers.Conv2D)
+@products_of.register(keras.layers.Conv3D)
+def _(layer, inputs):
+    require(
+        layer.groups == 1 and layer.data_format == "channels_last",
+        f"layer {layer.name} has groups, or channels first: it cannot be measured",
+    )
+    window = _window_of(layer) if layer.rank == 2 else None
+    return (_as_floats(layer, inputs, layer.kernel, layer.convolution_op, window=window),)
+
+
+@products_of.register
+def _(layer: keras.layers.DepthwiseConv2D, inputs):
+    # A unit sees one channel.
+    shape = tuple(layer.kernel.shape)
+    kernel = tf.reshape(tf.convert_to_tensor(layer.kernel), (*shape[:2], -1))
+
+    def dot(x, kernel):
+        return keras.ops.depthwise_conv(
+            x,
+            tf.reshape(kernel, shape),
+            layer.strides,
+            layer.padding,
+            layer.data_format,
+            layer.dilation_rate,
+        )
+
+    return (_as_floats(layer, inputs, kernel, dot),)
+
+
+@products_of.register
+def _(layer: keras.layers.EinsumDense, inputs):
+    # The axes of the kernel that the inputs lack are the units.
+    operands, _ = layer.equation.replace("...", "").split("->")
+    of_inputs, of_kernel = operands.split(",")
+    summed = [i for i, axis in enumerate(of_kernel) if axis in of_inputs]
+    order = [*summed, *(i for i in range(len(of_kernel)) if i not in summed)]
+    kernel = tf.transpose(tf.convert_to_tensor(layer.kernel), order)
+    shape = kernel.shape
+
+    def dot(x, kernel):
+        kernel = tf.transpose(tf.reshape(kernel, shape), np.argsort(order))
+        products = keras.ops.einsum(layer.equation, x, kernel)
+        return tf.reshape(products, (-1, math.prod(shape[len(summed) :])))
+
+    kernel = tf.reshape(kernel, (*shape[: len(summed)], -1))
+    return (_as_floats(layer, inputs, kernel, dot),)
+
+
+@products_of.register(keras.layers.SimpleRNNCell)
+@products_of.register(keras.layers.LSTMCell)
+@products_of.register(keras.layers.GRUCell)
+def _(layer, inputs, states):
+    require(
+        getattr(layer, "reset_after", True),
+        f"layer {layer.name} resets its state before the product: it cannot be measured",
+    )
+    hidden = states[0] if isinstance(states, list | tuple) else states
+    return (
+        _as_floats(layer, inputs, layer.kernel, tf.matmul, "kernel"),
+        _as_floats(layer, hidden, layer.recurrent_kernel, tf.matmul, "recurrent_kernel"),
+    )
+
+
+# --- Visiting them ----------------------------------------------------------------------------
+
+
+def visit(model, x, visitor):
+    """Run a model on `x`, at inference, and call `visitor(product)` for each of its products.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional, sequential or subclassed. The products of a recurrent layer are visited at
+        every time step.
+    x : ndarray or tensor, shape (n, ...)
+        All of it goes through the model at once: many images come in batches.
+    visitor : callable
+        Takes a `Product`. To keep one keeps its tensors in memory.
+
+    Returns
+    -------
+    tensor
+        The model's output.
+
+    Raises
+    ------
+    ValueError
+        If it is not known how a layer with a kernel multiplies.
+    """
+
+    def after(layer, args, outputs):
+        for product in products_of(layer, *args):
+            product.name = _name(names, product)
+            product.outputs = outputs if _returns_product(layer) else None
+            visitor(product)
+        return outputs
+
+    layers = _all_layers(model)
+    unknown = [layer.name for layer in layers if _owns_kernel(layer) and not forms_product(layer)]
+    require(not unknown, f"it is not known how these layers multiply: {', '.join(unknown)}")
+    names = _names_of(layers)
+    with _calls_followed(layers, after):
+        return model(keras.tree.map_structure(tf.convert_to_tensor, x), training=False)
+
+
+def products(model, x):
+    """All products that a model forms of `x`, as a list of `Product`; see `visit`."""
+    found = []
+    visit(model, x, found.append)
+    return found
+
+
+def first_products(model, x):
+    """Names of the products in whose inputs no other product has a part.
+
+    That is a matter of the flow of data, not of position. A functional model's graph tells it;
+    elsewhere derivatives do.
+
+    Parameters
+    ----------
+    model : keras.Model
+    x : ndarray, shape (n, ...)
+        One image is enough.
+
+    Returns
+    -------
+    set of str
+    """
+    graph = graph_of(model)
+    if graph is not None and not any(_holds_products(step.layer) for step in graph.steps):
+        return _first_in(graph)
+    first, before = {}, []
+    with tf.GradientTape(persistent=True) as tape:
+
+        def after(layer, args, outputs):
+            formed = products_of(layer, *args)
+            for product in formed:
+                name = _name(names, product)
+                first[name] = first.get(name, True) and not _depends(tape, product.inputs, before)
+            if formed:
+                outputs = keras.tree.map_structure(tf.identity, outputs)
+                keras.tree.map_structure(tape.watch, outputs)
+                before.extend(keras.tree.flatten(outputs))
+            return outputs
+
+        layers = _all_layers(model)
+        names = _names_of(layers)
+        with _calls_followed(layers, after):
+            model(keras.tree.map_structure(lambda v: tf.convert_to_tensor(v[:1]), x))
+    return {name for name, is_first in first.items() if is_first}
+
+
+def _depends(tape, tensor, sources):
+    if not (sources and tensor.dtype.is_floating):
+        return False
+    with tape.stop_recording():
+        return any(gradient is not None for gradient in tape.gradient(tensor, sources))
+
+
+def _all_layers(model):
+    """All layers in a model and inside of its layers, each once."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def _holds_products(layer):
+    """Are there layers with a product inside of this one?"""
+    if forms_product(layer) or not isinstance(layer, keras.Layer):
+        return False
+    return any(map(forms_product, _all_layers(layer)))
+
+
+def _returns_product(layer):
+    """Does the layer return its product as it is, without bias or activation?"""
+    quantized = isinstance(layer, graph_ops.QuantConv2D | graph_ops.QuantDense)
+    return quantized and not layer.use_bias and layer.activation is keras.activations.linear
+
+
+def _names_of(layers):
+    names = [layer.name for layer in layers]
+    return {
+        id(layer): layer.name if names.count(layer.name) == 1 else layer.path for layer in layers
+    }
+
+
+def _name(names, product):
+    return ".".join(filter(None, (names[id(product.layer)], product.part)))
+
+
+@contextlib.contextmanager
+def _calls_followed(layers, after):
+    """Meanwhile `after(layer, args, outputs)` gives what each call of a layer returns."""
+    extra = set()  # Cells whose next call is not a time step.
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            if forms_product(layer):
+                stack.enter_context(_call_replaced(layer, _followed(layer, after, extra)))
+            elif isinstance(layer, keras.layers.RNN) and not layer.unroll:
+                stack.enter_context(_call_replaced(layer, _extra_call_marked(layer, extra)))
+        yield
+
+
+def _followed(layer, after, extra):
+    call = layer.call
+
+    def followed(*args, **kwargs):
+        outputs = call(*args, **kwargs)
+        if id(layer) in extra:
+            extra.remove(id(layer))
+            return outputs
+        return after(layer, args or tuple(kwargs.values())[:1], outputs)
+
+    return followed
+
+
+def _extra_call_marked(rnn, extra):
+    """Keras calls a cell once before the first time step, to learn what it returns."""
+    call = rnn.call
+
+    def marked(*args, **kwargs):
+        extra.update(id(layer) for layer in rnn.cell._flatten_layers() if forms_product(layer))
+        return call(*args, **kwargs)
+
+    return marked
+
+
+@contextlib.contextmanager
+def _call_replaced(layer, call):
+    # Past Keras' own `__setattr__`, which would track the function's layer a second time.
+    object.__setattr__(layer, "call", call)
+    try:
+        yield
+    finally:
+        object.__delattr__(layer, "call")
+
+
+# --- Steps ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor of a `Graph`, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation of a functional model.
+
+    Attributes
+    ----------
+    layer : keras.Layer or keras.Operation
+    args, kwargs : tuple, dict
+        What it is called on, with a `Slot` for each tensor.
+    outputs : Slot or structure of them
+    """
+
+    layer: keras.Operation
+    args: tuple
+    kwargs: dict
+    outputs: object
+
+    @functools.cached_property
+    def reads(self):
+        """Numbers of the tensors that it is called on."""
+        return frozenset(map(_number, _slots((self.args, self.kwargs))))
+
+    @functools.cached_property
+    def writes(self):
+        """Numbers of the tensors that it returns."""
+        return frozenset(map(_number, _slots(self.outputs)))
+
+    def run(self, tensors, **options):
+        """Call the layer on `tensors`, a dict by number, and add there what it returns."""
+
+        def value(part):
+            return tensors[part.number] if isinstance(part, Slot) else part
+
+        args, kwargs = keras.tree.map_structure(value, (self.args, self.kwargs))
+        returned = self.layer(*args, **kwargs, **options)
+        for slot, tensor in zip(
+            keras.tree.flatten(self.outputs), keras.tree.flatten(returned), strict=True
+        ):
+            tensors[slot.number] = tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The operations of a functional model in topological order, nested models opened.
+
+    Attributes
+    ----------
+    steps : tuple of Step
+    inputs, outputs : tuple of int
+        Numbers of the model's input and output tensors.
+    """
+
+    steps: tuple
+    inputs: tuple
+    outputs: tuple
+
+    def last_readers(self):
+        """For the number of each tensor, the position of the last step that reads it."""
+        last = {n: len(self.steps) for n in self.outputs}
+        for position, step in reversed(list(enumerate(self.steps))):
+            for number in step.reads:
+                last.setdefault(number, position)
+        return last
+
+
+_GRAPHS = weakref.WeakKeyDictionary()
+
+
+def steps(model):
+    """The operations of a functional or sequential model in topological order.
+
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    tuple of Step
+
+    Raises
+    ------
+    ValueError
+        If the model is not functional: then only running it tells what it does.
+    """
+    graph = graph_of(model)
+    require(graph is not None, f"the model {model.name} is not functional: it has no list of steps")
+    return graph.steps
+
+
+def graph_of(model):
+    """The `Graph` of a functional or sequential model, or None of another."""
+    # Listing the steps adds a node to each layer: it is done once.
+    if model not in _GRAPHS:
+        _GRAPHS[model] = _graph_of(model)
+    return _GRAPHS[model]
+
+
+def _graph_of(model):
+    functional = _functional(model)
+    if functional is None:
+        return None
+    numbers, found = {}, []
+
+    def slots(structure):
+        return keras.tree.map_structure(
+            lambda v: (
+                Slot(numbers.setdefault(id(v), len(numbers)))
+                if isinstance(v, keras.KerasTensor)
+                else v
+            ),
+            structure,
+        )
+
+    kept = []  # A number is that of one tensor as long as the tensor lives.
+
+    def call(layer, *args, **kwargs):
+        inner = _functional(layer) if isinstance(layer, keras.Model) else None
+        if inner is None:
+            outputs = layer(*args, **kwargs)
+            found.append(Step(layer, slots(args), slots(kwargs), slots(outputs)))
+            kept.append((args, kwargs, outputs))
+            return outputs
+        return _inlined(graph_of(layer), args[0], call)
+
+    inputs = [keras.Input(batch_shape=v.shape, dtype=v.dtype) for v in functional.inputs]
+    slots(inputs)
+    clone = keras.models.clone_model(
+        functional,
+        input_tensors=inputs,
+        clone_function=lambda layer: layer,
+        call_function=call,
+    )
+    return Graph(
+        tuple(found),
+        tuple(numbers[id(tensor)] for tensor in inputs),
+        tuple(numbers[id(tensor)] for tensor in clone.outputs),
+    )
+
+
+def _functional(model):
+    """The model without its compilation, as a plain functional one; None where it is none."""
+    try:
+        inputs, outputs = model.inputs, model.outputs
+    except AttributeError:
+        return None
+    return keras.Model(list(inputs), list(outputs)) if inputs and outputs else None
+
+
+def _inlined(graph, inputs, call):
+    """The outputs of a nested model, each of its steps called in turn."""
+    tensors = dict(zip(graph.inputs, keras.tree.flatten(inputs), strict=True))
+    for step in graph.steps:
+        value = lambda part: tensors[part.number] if isinstance(part, Slot) else part  # noqa: E731
+        args, kwargs = keras.tree.map_structure(value, (step.args, step.kwargs))
+        returned = call(step.layer, *args, **kwargs)
+        for slot, tensor in zip(
+            keras.tree.flatten(step.outputs), keras.tree.flatten(returned), strict=True
+        ):
+            tensors[slot.number] = tensor
+    outputs = [tensors[number] for number in graph.outputs]
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _slots(structure):
+    return [part for part in keras.tree.flatten(structure) if isinstance(part, Slot)]
+
+
+def _number(slot):
+    return slot.number
+
+
+def _first_in(graph):
+    """Names of the products in whose inputs no other product has a part, by the graph."""
+    names = _names_of([step.layer for step in graph.steps])
+    after_product, first = set(), set()
+    for step in graph.steps:
+        known = forms_product(step.layer)
+        follows = bool(step.reads & after_product)
+        if known and not follows:
+            first.add(names[id(step.layer)])
+        if known or follows:
+            after_product |= step.writes
+    return first
