@@ -10,7 +10,7 @@ PAPER = output/reproduction/network.keras
 
 demo: .venv/installed  ## train a small network on digits: under a minute
 	$(BIN)/python run_bnn.py --data_set digits --out_dir $(dir $(DEMO)) --conv 64 64 128 \
-		--max_pool 0 1 0 --fc 128 --epochs 30 --lr_start 5e-3 --lr_end 1e-4
+		--max_pool 0 1 0 --fc 128 --epochs 30 --lr_start 5e-3 --lr_end 1e-4 --overwrite
 
 test: .venv/installed  ## the quick tests
 	$(BIN)/python -m pytest -m "not slow"
@@ -39,7 +39,7 @@ $(dir $(PAPER))report.md: $(PAPER)
 cluster-demo: .venv/installed  ## two workers on this machine, as TF_CONFIG makes them on two
 	$(BIN)/python -m tools.workers local 2 run_bnn.py --data_set digits \
 		--out_dir output/cluster_demo --conv 32 32 64 --max_pool 0 1 0 --fc 64 \
-		--batch_size 100 --epochs 15 --lr_start 5e-3 --lr_end 1e-4
+		--batch_size 100 --epochs 15 --lr_start 5e-3 --lr_end 1e-4 --overwrite
 
 bench: .venv/installed  ## training and inference against the clock: 15 minutes, or 2 with FLAGS=--quick
 	$(BIN)/python -m tools.benchmark $(FLAGS)

@@ -18,7 +18,7 @@ import training
 import walk
 from fast.batches import LARGEST_SHIFT, batches_in_order
 from packed import PackedNetwork
-from utils import NetworkParams, TrainingParams, frozen, is_whole, require
+from utils import NetworkParams, TrainingParams, frozen, is_whole, require, require_memory
 
 # isort: split
 import keras
@@ -252,8 +252,12 @@ class BinaryNeuralNetwork:
             f"in_dim must be (height, width, channels), all positive, not {in_dim!r}",
         )
         require(is_whole(out_dim) and out_dim >= 2, f"out_dim must be at least 2, not {out_dim!r}")
+        shapes = network_params.layer_shapes(in_dim, out_dim)
+        weights = sum(fan_in * units for fan_in, units in shapes)
+        weights += shapes[0][0] ** 2 if network_params.rotate_first else 0
+        require_memory(4 * weights, f"a network of {weights:,} weights")
         self.in_dim = in_dim
-        self.out_dim = out_dim
+        self.out_dim = int(out_dim)
         self.network_params = network_params
         self.training_params = training_params
         self.history = {}
@@ -322,6 +326,8 @@ class BinaryNeuralNetwork:
         callbacks=(),
         state=None,
         strategy=None,
+        epochs=None,
+        verbose="auto",
     ):
         """Train for `training_params.epochs` epochs, as `training.fit` does.
 
@@ -330,8 +336,11 @@ class BinaryNeuralNetwork:
         x_train, x_valid : ndarray, shape (n, height, width, channels)
             uint8, or float32 taken as it is.
         y_train, y_valid : ndarray of integers, shape (n,)
-        callbacks, state, strategy
+            Or one-hot, shape (n, classes).
+        callbacks, state, strategy, verbose
             See `training.fit`.
+        epochs : int, optional
+            In place of those of `training_params`.
 
         Returns
         -------
@@ -347,17 +356,21 @@ class BinaryNeuralNetwork:
             If a worker stops answering.
         """
         params = self.training_params
+        if epochs is not None:
+            params = dataclasses.replace(params, epochs=epochs)
         require(
             params.augment != "crop-flip" or min(self.in_dim[:2]) > LARGEST_SHIFT,
             f"images of {self.in_dim[0]} × {self.in_dim[1]} are too small to be shifted: "
             "take augment flip or none",
         )
-        x_train, y_train = self._checked(x_train, y_train)
-        valid = None if x_valid is None else self._checked(x_valid, y_valid)
+        x_train, y_train = self._labelled(x_train, y_train)
+        valid = None
+        if x_valid is not None or y_valid is not None:
+            valid = self._labelled(x_valid, y_valid)
         self._choose_basis(x_train)
         model = self.model_for(x_train)
         self.history = training.fit(
-            model, x_train, y_train, params, valid, callbacks, state, strategy
+            model, x_train, y_train, params, valid, callbacks, state, strategy, verbose
         )
         return self
 
@@ -420,7 +433,7 @@ class BinaryNeuralNetwork:
 
     def score(self, x, y):
         """Accuracy on images `x` with labels `y`, between 0 and 1."""
-        x, y = self._checked(x, y)
+        x, y = self._labelled(x, y)
         return float(np.mean(self.classify(x) == y))
 
     # Experiments
@@ -517,24 +530,46 @@ class BinaryNeuralNetwork:
         convs = len(self.network_params.conv)
         return {"conv_tensors": found[:convs], "fc_tensors": found[convs:], "x": scaled(x)}
 
-    def _checked(self, x, y=None):
-        """Images, or images and labels, as arrays that fit the network, or ValueError."""
+    def _labelled(self, x, y):
+        """Images and labels as arrays that fit the network, or ValueError."""
+        for name, value in (("images", x), ("labels", y)):
+            require(value is not None, f"there are no {name}: images and labels go together")
+        x = self._checked(x)
+        return x, self._checked_labels(y, len(x))
+
+    def _checked(self, x):
+        """Images as an array that fits the network, or ValueError."""
         x = np.asarray(x)
+        if np.issubdtype(x.dtype, np.floating):
+            x = x.astype(np.float32, copy=False)
         require(
             x.ndim == 4 and x.shape[1:] == self.in_dim,
             f"images must have the shape (n, {', '.join(map(str, self.in_dim))}), not {x.shape}",
         )
         require(len(x) > 0, "there is not a single image")
+        if np.issubdtype(x.dtype, np.integer) and x.min() >= 0 and x.max() <= 255:
+            x = x.astype(np.uint8, copy=False)
         require(
-            x.dtype in (np.uint8, np.float32), f"images must be uint8 or float32, not {x.dtype}"
+            x.dtype in (np.uint8, np.float32),
+            f"images must be pixels from 0 to 255 or floats, not {x.dtype}",
         )
         require(x.dtype == np.uint8 or np.isfinite(x).all(), "images hold NaN or infinity")
-        return x if y is None else (x, self._checked_labels(y, len(x)))
+        return x
 
     def _checked_labels(self, y, count):
         y = np.asarray(y)
-        require(y.shape == (count,), f"labels must have the shape ({count},), not {y.shape}")
-        require(np.issubdtype(y.dtype, np.integer), f"labels must be integers, not {y.dtype}")
+        one_hot = y.shape == (count, self.out_dim)
+        if one_hot and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
+            y = y.argmax(axis=1)
+        y = y[:, 0] if y.shape == (count, 1) else y
+        require(
+            y.shape == (count,),
+            f"labels must have the shape ({count},), or be one-hot, not {y.shape}",
+        )
+        require(
+            np.issubdtype(y.dtype, np.integer),
+            f"labels must be integers, not {y.dtype}: y.astype(int) makes them so",
+        )
         require(
             y.min() >= 0 and y.max() < self.out_dim,
             f"labels must lie between 0 and {self.out_dim - 1}, not {y.min()} to {y.max()}",

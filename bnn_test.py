@@ -101,7 +101,7 @@ def test_a_network_in_bits_has_the_same_scores(trained, tmp_path):
         return
     PackedNetwork.from_network(network).save(tmp_path / "network.packed")
     packed = PackedNetwork.load(tmp_path / "network.packed")
-    np.testing.assert_array_equal(packed.classify(x), network.classify(x))
+    np.testing.assert_array_equal(packed.predict(x), network.predict(x))
 
 
 def test_inspect_network_shows_what_is_computed(trained):

@@ -64,6 +64,7 @@ def _parameters_in(path):
     weights = sum(d * units for d, units in shapes)
     weights += shapes[0][0] ** 2 if network.rotate_first else 0
     require(4 * weights <= weight_bytes, "weights are missing")
+    require(weight_bytes <= 16 * weights + LARGEST_CONFIG, "it holds more than its weights")
     return config["in_dim"], config["out_dim"], network, TrainingParams(**config["training_params"])
 
 
@@ -101,6 +102,11 @@ def load_weights(model, path):
     require(
         all(np.isfinite(w).all() for w in model.get_weights()),
         f"the weights in {path} hold NaN or infinity",
+    )
+    variances = (w.numpy() for w in model.weights if w.name == "moving_variance")
+    require(
+        all((variance >= 0).all() for variance in variances),
+        f"the weights in {path} hold a negative variance",
     )
 
 

@@ -647,7 +647,7 @@ def plot_angle_history(rows):
     Parameters
     ----------
     rows : sequence of dict
-        From `measure.read_geometry`.
+        From `geometry_log.read_geometry`.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
     for i, name in enumerate(dict.fromkeys(row["layer"] for row in rows)):
@@ -678,7 +678,7 @@ def plot_angle_history(rows):
 def run_figures(layers, folder, history=()):
     """Write the figures of a trained network to `folder`, as PNG and PDF.
 
-    `history` is what `measure.read_geometry` gives, and without it there is no figure of it.
+    `history` is what `geometry_log.read_geometry` gives, and without it there is no figure of it.
     """
     figures = {
         "angles": plot_layer_angles(layers),

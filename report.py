@@ -16,27 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import geometry
-from bnn import BinaryNeuralNetwork
 from checkpoint import saved_parameters
 from claims import first_axis_share, judge, mean_and_error, predicted_r, tally
-from data.load_data import IMAGE_SHAPES, data_set_of, load_data, missing_files
-from experiments import REFIT_IMAGES, rotation_correlations, substitution_accuracies
-from geometry_log import read_geometry
-from measure import (
-    COVARIANCE_IMAGES,
-    COVARIANCE_POSITIONS,
-    WIDEST_COVARIANCE,
-    DotProducts,
-    layer_weights,
-    measure_network,
-)
-from plotting import run_figures
-from stream import INFERENCE_BATCH
+from data.load_data import DATA_SETS, IMAGE_SHAPES, data_md5, load_data, missing_files
 from utils import (
     atomic_path,
     file_digest,
     one_line_errors,
     require,
+    require_writable,
     write_json,
     write_text,
 )
@@ -107,7 +95,7 @@ class Report:
         return judge(self)
 
 
-def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=INFERENCE_BATCH):
+def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=100, data_set=None):
     """Measure the network in a checkpoint, with progress bars.
 
     Parameters
@@ -120,6 +108,8 @@ def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=INFERE
         Number of test images to measure on, the first ones. The default is all of them.
     batch_size : int
         Number of images at a time. It changes memory and speed, not the result.
+    data_set : str, optional
+        What the network was trained on. By default the `run.json` beside the checkpoint tells.
 
     Returns
     -------
@@ -130,13 +120,18 @@ def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=INFERE
     FileNotFoundError
         If the checkpoint or its data set is missing.
     ValueError
-        If the checkpoint is damaged, or `images` or `batch_size` is not positive.
+        If the checkpoint is damaged, it is not known what it was trained on, or `images` or
+        `batch_size` is not positive.
     """
+    from experiments import REFIT_IMAGES, rotation_correlations, substitution_accuracies
+    from measure import COVARIANCE_IMAGES, measure_network
+
     for name, value in (("images", images or 1), ("batch_size", batch_size)):
         require(value >= 1, f"{name} must be at least 1, not {value}")
     started = time.perf_counter()
+    in_dim = saved_parameters(checkpoint)[0]
+    data_set = data_set_of_run(checkpoint, in_dim, data_set)
     network, digest = _opened(checkpoint)
-    data_set = _data_set(checkpoint, network.in_dim)
     data = load_data(data_set, data_dir)
     x, y = data.x_test[:images], data.y_test[:images]
     # A copy, so that the memory of the other training images is freed.
@@ -160,6 +155,9 @@ def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=INFERE
 
 def _opened(checkpoint):
     """The network in a checkpoint, and the sha256 of the file."""
+    # Late, as TensorFlow takes seconds to import.
+    from bnn import BinaryNeuralNetwork
+
     saved_parameters(checkpoint)  # Raises, with the reason, if the file is damaged.
     digest = file_digest(checkpoint, "sha256")
     network = BinaryNeuralNetwork.load(checkpoint)
@@ -170,18 +168,34 @@ def _opened(checkpoint):
     return network, digest
 
 
-def _data_set(checkpoint, in_dim):
-    """The data set that the `run.json` beside a checkpoint names.
+def data_set_of_run(checkpoint, in_dim, data_set=None):
+    """What a network was trained on: `data_set`, or what the `run.json` beside it records.
 
-    Without a valid name there, it is the data set whose images have the shape `in_dim`.
+    Raises
+    ------
+    ValueError
+        If nothing is recorded, the files were others than today's, or the images do not fit.
     """
-    try:
-        run = json.loads((Path(checkpoint).parent / "run.json").read_text(encoding="utf-8"))
-        if IMAGE_SHAPES[run["data_set"]] == tuple(in_dim):
-            return run["data_set"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return data_set_of(in_dim)
+    record = Path(checkpoint).parent / "run.json"
+    if data_set is None:
+        try:
+            run = json.loads(record.read_text(encoding="utf-8"))
+            data_set, md5 = run["data_set"], run["data_md5"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{record} does not tell what {checkpoint} was trained on: name it with --data_set"
+            ) from None
+        require(
+            data_set in DATA_SETS, f"{record} names the data set {data_set!r}, which is unknown"
+        )
+        require(md5 == data_md5(data_set), f"{record}: the run's {data_set} had other files")
+    require(data_set in DATA_SETS, f"there is no data set {data_set!r}: {', '.join(DATA_SETS)}")
+    require(
+        tuple(in_dim) == IMAGE_SHAPES[data_set],
+        f"{checkpoint} takes images of shape {tuple(in_dim)}, but {data_set} has "
+        f"{IMAGE_SHAPES[data_set]}",
+    )
+    return data_set
 
 
 def _peak_memory_mb():
@@ -227,6 +241,9 @@ def write_report(report, folder):
     }
     write_json(folder / "report.json", _plain(summary))
     write_text(folder / "report.md", report_text(report, claims))
+    from geometry_log import read_geometry
+    from plotting import run_figures
+
     run_figures(report.layers, folder / "figures", read_geometry(folder / "geometry.csv"))
 
 
@@ -249,6 +266,8 @@ def stored_report(checkpoint):
     ValueError
         If the checkpoint is damaged.
     """
+    from measure import layer_weights
+
     folder = Path(checkpoint).parent
     network, digest = _opened(checkpoint)
     try:
@@ -318,6 +337,8 @@ def ternary_layers(results="results"):
 
 
 def _restored(layer, arrays):
+    from measure import DotProducts
+
     for name in _LAYER_ARRAYS:
         setattr(layer, name, arrays.get(f"{layer.name}/{name}"))
     for which in _PAIRS:
@@ -450,7 +471,7 @@ def report_text(report, claims):
             for claim in members
         ]
         lines += [f"## {title}", "", note, "", _table(rows, stralign=None), ""]
-    lines += ["## Figures of the claims", "", _NOTES, ""]
+    lines += ["## Figures of the claims", "", _notes(), ""]
     for claim in (claim for *_, members in parts for claim in members if claim.rows):
         lines += [f"### {claim.id}", "", claim.theory, ""]
         if claim.holds is False:
@@ -461,14 +482,19 @@ def report_text(report, claims):
     return "\n".join(lines)
 
 
-_NOTES = (
-    "Inner layers are the convolutional layers except the first. Fully connected layers are "
-    "measured, not judged. An error (±) is the standard error of a mean over units or samples. r "
-    "is the correlation of dot products, pooled over units, positions and images; unit r is the "
-    f"mean over units of each unit's own. Covariances come from {COVARIANCE_POSITIONS} patches at "
-    f"random positions of each of up to {COVARIANCE_IMAGES} training images, for fan-ins up to "
-    f"{WIDEST_COVARIANCE}. Batch norm is re-estimated on up to {REFIT_IMAGES} training images."
-)
+def _notes():
+    from experiments import REFIT_IMAGES
+    from measure import COVARIANCE_IMAGES, COVARIANCE_POSITIONS, WIDEST_COVARIANCE
+
+    return (
+        "Inner layers are the convolutional layers except the first. Fully connected layers are "
+        "measured, not judged. An error (±) is the standard error of a mean over units or samples. "
+        "r is the correlation of dot products, pooled over units, positions and images; unit r is "
+        "the mean over units of each unit's own. Covariances come from "
+        f"{COVARIANCE_POSITIONS} patches at random positions of each of up to {COVARIANCE_IMAGES} "
+        f"training images, for fan-ins up to {WIDEST_COVARIANCE}. Batch norm is re-estimated on up "
+        f"to {REFIT_IMAGES} training images."
+    )
 
 
 def _table(rows, stralign="left"):
@@ -554,14 +580,17 @@ def choose_checkpoint(output="output", results="results"):
         chosen, why = Path(os.environ["BNN_CHECKPOINT"]), "named by BNN_CHECKPOINT"
     else:
         demos = (demo, output / "cluster_demo" / "network.keras")
-        runs = [path for path in output.glob("*/network.keras") if path not in demos]
+        runs = (path for path in output.glob("*/network.keras") if path not in demos)
+        runs = [path for path in runs if path.with_name("run.json").is_file()]
+        # A clock that was wrong once makes no run the newest for ever.
+        runs = [path for path in runs if path.stat().st_mtime <= time.time()] or runs
         chosen = max(runs, key=lambda path: path.stat().st_mtime, default=None)
         why = "the newest trained run"
         published = Path(results) / "cifar-10_binary" / "network.keras"
         if chosen is None and published.is_file():
             chosen, why = published, "the network trained for this repository"
     if chosen is not None:
-        data_set = _data_set(chosen, saved_parameters(chosen)[0])
+        data_set = data_set_of_run(chosen, saved_parameters(chosen)[0])
         if not missing_files(data_set):
             return chosen, f"{chosen}: {why}, on {data_set}"
         why = f"the data set {data_set} of {chosen} is not here, so this is the demo's network"
@@ -577,15 +606,23 @@ def choose_checkpoint(output="output", results="results"):
 
 def main(argv=None):
     """Measure a checkpoint, write the report beside it, and print which claims hold."""
-    cli = argparse.ArgumentParser(prog="report.py", description=__doc__.splitlines()[0])
+    cli = argparse.ArgumentParser(
+        prog="report.py", description="Judge the paper's claims on a trained network."
+    )
     cli.add_argument("checkpoint", help="a network that run_bnn.py has written")
+    cli.add_argument("--data_set", choices=DATA_SETS, help="default: what run.json beside it says")
     cli.add_argument("--data_dir", help="folder of the data sets (default: $BNN_DATA_DIR, data/)")
     cli.add_argument("--images", type=int, help="only the first test images (default: all)")
     args = cli.parse_args(argv)
-    with one_line_errors("report.py"):
+    with one_line_errors("report.py", "interrupted: nothing was written"):
+        require(args.checkpoint, "name a checkpoint: make report CHECKPOINT=output/…/network.keras")
         require(args.images is None or args.images >= 1, "--images must be at least 1")
-        report = measure_checkpoint(args.checkpoint, args.data_dir, args.images)
         folder = Path(args.checkpoint).parent
+        saved_parameters(args.checkpoint)
+        require_writable(folder)
+        report = measure_checkpoint(
+            args.checkpoint, args.data_dir, args.images, data_set=args.data_set
+        )
         write_report(report, folder)
         claims = report.claims()
         for claim in claims:

@@ -7,11 +7,8 @@ python run_bnn.py --data_set digits     # data that scikit-learn carries
 import argparse
 import dataclasses
 import hashlib
-import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +17,7 @@ from checkpoint import saved_parameters
 from data.download_data import download
 from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_data, missing_files
 from distribute.cluster import WEIGHTS, cluster_from_environment
+from run_folder import CHECKPOINT, GEOMETRY, HISTORY, RECORD, STATE, RunFolder, difference
 from utils import (
     NETWORK_NAMES,
     RECIPES,
@@ -29,14 +27,8 @@ from utils import (
     require,
     require_packable,
     write_json,
-    write_text,
 )
 
-INTERRUPTED = 130  # What a shell reports after Ctrl-C.
-# In the run's folder: the trained network; weights and optimizer after the last finished epoch;
-# one row per epoch; what made them.
-CHECKPOINT, STATE = "network.keras", "state.keras"
-HISTORY, GEOMETRY, RECORD = "history.csv", "geometry.csv", "run.json"
 # Images from which the table's correlations are taken: enough for three digits.
 TABLE_IMAGES = 500
 # Images on which --track_geometry measures r after every epoch.
@@ -55,7 +47,7 @@ def parser():
     network, training = NetworkParams(), TrainingParams()
     cli = argparse.ArgumentParser(
         prog="run_bnn.py",
-        description=__doc__.splitlines()[0],
+        description="Train a binary or ternary network, and look inside it.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -75,7 +67,9 @@ def parser():
     add(files, "--out_dir", "output/<data_set>_<kind>", "the run's own folder")
     add(files, "--param_file", "none", "start from this checkpoint, with its network parameters")
     resume = "go on with the interrupted run in --out_dir"
-    add(files, "--resume", "start afresh", resume, action="store_true")
+    add(files, "--resume", "off", resume, action="store_true")
+    replace = "replace the run in --out_dir, and all that belongs to it"
+    add(files, "--overwrite", "off", replace, action="store_true")
     add(files, "--ckpt_n", 10, "write the checkpoint every N epochs", **whole)
     packing = "also write the network packed into bits, beside the checkpoint"
     add(files, "--pack", "off", packing, action="store_true")
@@ -167,10 +161,12 @@ def network_params(args):
     return saved
 
 
-def default_name(network):
-    """What tells the default folder of one kind of network from another's."""
+def default_folder(args, data_set, network):
+    """The folder of a run whose command names none: one for each kind of network."""
     other = network.network if network.network != "paper" else None
-    return "_".join(filter(None, (network.kind, other, network.rotate_first)))
+    debug = "debug" if "debug" in args else None
+    parts = (data_set, network.kind, other, network.rotate_first, debug)
+    return f"output/{'_'.join(filter(None, parts))}"
 
 
 def training_params(args):
@@ -182,22 +178,6 @@ def training_params(args):
     if "debug" in args:
         given.setdefault("epochs", DEBUG_EPOCHS)
     return dataclasses.replace(RECIPES[getattr(args, "recipe", "paper")], **given)
-
-
-def prepared_folder(path):
-    """`path` as a folder that can be written to.
-
-    Raises
-    ------
-    ValueError
-        If it cannot.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise ValueError(f"cannot write to --out_dir {path}: {error.strerror}") from None
-    return path
 
 
 def load_images(args, data_set):
@@ -258,65 +238,10 @@ def sitting(argv):
     }
 
 
-# --- A run's folder ---------------------------------------------------------------------------
-
-
-def read_record(path):
-    """The record at `path`; ValueError if it is none."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        require(isinstance(record["sittings"], list), "it lists no sittings")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): start afresh without --resume, or in another --out_dir"
-        ) from None
-    return record
-
-
-def difference(record, other):
-    """Name of something that tells one run's record from another's, or None."""
-    # As JSON gives them back: tuples have become lists.
-    record, other = (json.loads(json.dumps(one)) for one in (record, other))
-    differing = (name for name in record if record[name] != other.get(name))
-    return next((name for name in differing if name != "sittings"), None)
-
-
-def start_record(folder, record, resume):
-    """The record of the run in `folder` to go on with, or `record` after clearing the folder.
-
-    Raises
-    ------
-    ValueError
-        If the run there is another one.
-    """
-    if resume and (folder / RECORD).exists():
-        earlier = read_record(folder / RECORD)
-        other = difference(record, earlier)
-        require(
-            not other,
-            f"the run in {folder} has another {other}: repeat its command with --resume, "
-            "or take another --out_dir",
-        )
-        return earlier
-    for name in (STATE, HISTORY, GEOMETRY):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("tensorboard", "figures"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return record
-
-
-def cut_history(path, epochs):
-    """Keep the first `epochs` rows of history.csv: a killed run may have written one more."""
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = file.read().splitlines()
-        write_text(path, "".join(f"{line}\n" for line in lines[: epochs + 1]))
-
-
 # --- Run --------------------------------------------------------------------------------------
 
 
-def callbacks(network, out_dir, every, tracked=None):
+def callbacks(network, folder, every, tracked=None):
     """Keras callbacks that write history, TensorBoard's files, checkpoint and geometry.
 
     The geometry is measured on the images `tracked`, if there are any.
@@ -328,7 +253,7 @@ def callbacks(network, out_dir, every, tracked=None):
     class Run(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             done = int(self.model.optimizer.iterations.numpy()) // self.params["steps"]
-            cut_history(out_dir / HISTORY, done)
+            folder.cut_history(done)
 
         def on_epoch_begin(self, epoch, logs=None):
             self.started = time.perf_counter()
@@ -336,31 +261,52 @@ def callbacks(network, out_dir, every, tracked=None):
         def on_epoch_end(self, epoch, logs=None):
             logs["seconds"] = round(time.perf_counter() - self.started, 1)
             if (epoch + 1) % every == 0:
-                network.save(out_dir / CHECKPOINT)
+                network.save(folder / CHECKPOINT)
 
-    track = [] if tracked is None else [GeometryLog(network, tracked, out_dir / GEOMETRY)]
+    track = [] if tracked is None else [GeometryLog(network, tracked, folder / GEOMETRY)]
     return [
         *track,
         Run(),
-        keras.callbacks.CSVLogger(out_dir / HISTORY, append=True),
-        keras.callbacks.TensorBoard(out_dir / "tensorboard"),
+        keras.callbacks.CSVLogger(folder / HISTORY, append=True),
+        keras.callbacks.TensorBoard(folder / "tensorboard"),
     ]
 
 
-def train(bnn, data, out_dir, every, track, strategy):
-    """Train `bnn`, in `out_dir`, from the state that an interrupted run left there."""
-    splits = (data.x_train, data.y_train, data.x_valid, data.y_valid)
+def train(network, data, folder, every, track, strategy):
+    """Train `network`, in `folder`, from the state that an interrupted run left there."""
     tracked = data.x_test[:TRACKED_IMAGES] if track else None
-    bnn.fit(*splits, callbacks(bnn, out_dir, every, tracked), out_dir / STATE, strategy)
+    valid = (data.x_valid, data.y_valid) if len(data.x_valid) else (None, None)
+    network.fit(
+        data.x_train,
+        data.y_train,
+        *valid,
+        callbacks=callbacks(network, folder, every, tracked),
+        state=folder / STATE,
+        strategy=strategy,
+    )
 
 
-def weights_digest(bnn):
+def weights_digest(network):
     """What tells whether two workers ended with the same weights."""
-    return hashlib.sha256(b"".join(w.tobytes() for w in bnn.model.get_weights())).hexdigest()
+    weights = network.model.get_weights()
+    return hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest()
 
 
-def run(argv):
-    """Do what the command line says; ValueError or OSError where it cannot be done."""
+def checked(argv):
+    """The arguments, and the parameters that they describe, before TensorFlow is imported.
+
+    Returns
+    -------
+    args : argparse.Namespace
+    data_set : str
+    network : NetworkParams
+    training : TrainingParams
+
+    Raises
+    ------
+    ValueError
+        If they are wrong or contradict each other.
+    """
     args = parser().parse_args(argv)
     data_set = getattr(args, "data_set", "cifar-10")
     network, training = network_params(args), training_params(args)
@@ -373,23 +319,37 @@ def run(argv):
     for flag in ("pack", "compact"):
         trained = training.epochs or "param_file" in args or flag not in args
         require(trained, f"--{flag} needs a trained network")
-    out_dir = Path(getattr(args, "out_dir", f"output/{data_set}_{default_name(network)}"))
+    both = "resume" in args and "overwrite" in args
+    require(not both, "--resume and --overwrite exclude each other: give one")
+    return args, data_set, network, training
+
+
+def run(argv):
+    """Do what the command line says; ValueError or OSError where it cannot be done."""
+    args, data_set, network, training = checked(argv)
+    path = getattr(args, "out_dir", default_folder(args, data_set, network))
+    with RunFolder(path) as folder:
+        run_in(folder, argv, args, data_set, network, training)
+
+
+def run_in(folder, argv, args, data_set, network, training):
+    """Train in a folder, or evaluate; the arguments are those that `checked` returns."""
+    record = run_record(args, data_set, network, training)
+    takes_folder = training.epochs or "out_dir" in args
+    flags = "resume" in args, "overwrite" in args
     cluster = cluster_from_environment() if training.epochs else None
-    chief = cluster is None or cluster.is_chief
-    if training.epochs and chief:
-        prepared_folder(out_dir)
+    if takes_folder and (cluster is None or cluster.is_chief) and "resume" not in args:
+        folder.check(record, *flags)
     data = load_images(args, data_set)
 
     # Only now, as it takes seconds: a wrong flag should be answered at once.
     from bnn import BinaryNeuralNetwork
     from distribute.devices import on_chief, training_strategy
     from fast.precision import choose_precision
-    from geometry_log import read_geometry
     from graph_ops import get_quantizer
-    from measure import format_table, measure_layers
-    from plotting import run_figures
 
     get_quantizer(network.quantizer)
+    strategy = None
     if training.epochs:
         precision, why = choose_precision(getattr(args, "precision", "auto"))
         print(f"training in {precision}: {why}")
@@ -397,48 +357,74 @@ def run(argv):
         strategy, devices = training_strategy(cluster, training.batch_size)
         print(f"training on {devices}")
     bnn = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], NUM_CLASSES, network, training)
-    checkpoint = getattr(args, "param_file", None)
-    if checkpoint:
-        bnn.load_weights(checkpoint)
+    if "param_file" in args:
+        bnn.load_weights(args.param_file)
     # From here on nothing in the command can be wrong any more, and the folder may be changed.
     record = run_record(args, data_set, network, training)
-    if training.epochs:
-        own, record = record, on_chief(strategy, start_record, out_dir, record, "resume" in args)
+    checkpoint = getattr(args, "param_file", None)
+    if takes_folder:
+        own, record = record, on_chief(strategy, folder.begin, record, *flags)
         other = difference(own, record)
         require(
-            not other, f"this worker has another {other} than the first: give all the same command"
+            other is None,
+            f"this worker has another {other and other[0]} than the first: give all the same "
+            "command",
         )
+    if training.epochs:
+        checkpoint = folder / CHECKPOINT
         if "test_accuracy" in record:
-            print(f"the run in {out_dir} is finished: nothing to resume")
-            print(f"test accuracy {record['test_accuracy']:.4f}")
-            print(out_dir / CHECKPOINT)
+            print(f"the run in {folder.path} is finished: nothing to resume")
+            bnn.load_weights(checkpoint)
+            finish(args, bnn, data, checkpoint, folder.path)
             return
         record["sittings"].append({**sitting(argv), "devices": devices})
 
     print(f"{network.kind} network with {bnn.weight_count / 1e6:.2f} million weights on {data_set}")
     if training.epochs:
-        checkpoint = out_dir / CHECKPOINT
+        chief = cluster is None or cluster.is_chief
         if chief:
-            write_json(out_dir / RECORD, record)
-        train(bnn, data, out_dir, every, "track_geometry" in args, strategy)
+            write_json(folder / RECORD, record)
+        train(bnn, data, folder, getattr(args, "ckpt_n", 10), "track_geometry" in args, strategy)
         if cluster:
             print(f"{WEIGHTS}{weights_digest(bnn)}")
         if not chief:
             return
         bnn.save(checkpoint)
+        # First of all that a failure could lose.
+        record["test_accuracy"] = bnn.score(data.x_test, data.y_test)
+        write_json(folder / RECORD, record)
+        (folder / STATE).unlink()
+    look(bnn, data, folder if takes_folder else None)
+    beside = folder.path if takes_folder or not checkpoint else Path(checkpoint).parent
+    finish(args, bnn, data, checkpoint, beside)
+
+
+def look(bnn, data, folder=None):
+    """Print the table of the geometry and draw the figures, into `folder` if there is one."""
+    from geometry_log import read_geometry
+    from measure import format_table, measure_layers
+    from plotting import run_figures
+
     layers = measure_layers(bnn, data.x_test[:TABLE_IMAGES])
     print(format_table(layers))
+    if folder is not None:
+        try:
+            run_figures(layers, folder / "figures", read_geometry(folder / GEOMETRY))
+        # The network is what counts; no kind of it should fail for a figure.
+        except Exception as error:
+            print(f"not all figures could be drawn: {error}")
+
+
+def finish(args, bnn, data, checkpoint, folder):
+    """Write what --compact and --pack ask for into `folder`; print accuracy and checkpoint."""
     accuracy = bnn.score(data.x_test, data.y_test)
-    if training.epochs:
-        run_figures(layers, out_dir / "figures", read_geometry(out_dir / GEOMETRY))
-        write_json(out_dir / RECORD, {**record, "test_accuracy": accuracy})
-        (out_dir / STATE).unlink()
+    name = Path(checkpoint or CHECKPOINT).stem.removesuffix(".compact")
     if "compact" in args:
-        compact = Path(checkpoint).with_suffix(".compact.keras")
+        compact = folder / f"{name}.compact.keras"
         bnn.save(compact, compact=True)
         print(f"{compact}: {compact.stat().st_size} bytes")
     if "pack" in args:
-        pack(bnn, Path(checkpoint).with_suffix(".packed"), data.x_test, data.y_test)
+        pack(bnn, folder / f"{name}.packed", data.x_test, data.y_test)
     print(f"test accuracy {accuracy:.4f}")
     print(checkpoint or "no checkpoint: nothing was trained")
 
@@ -465,12 +451,9 @@ def pack(bnn, path, x, y):
 def main(argv=None):
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        with one_line_errors("run_bnn.py"):
-            run(argv)
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command with --resume goes on from the last finished epoch")
-        raise SystemExit(INTERRUPTED) from None
+    resume = "interrupted: the same command with --resume goes on from the last finished epoch"
+    with one_line_errors("run_bnn.py", resume):
+        run(argv)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 `quantizers.py`.
 """
 
+import functools
 import math
 
 import geometry
@@ -257,8 +258,8 @@ class Registered(_Thresholded):
 
     def __init__(self, name, threshold=None, sigma=None):
         super().__init__(0.0 if threshold is None and sigma is None else threshold, sigma)
-        _function_named(name)
         self.name = name
+        _check_function(name, _function_named(name))
 
     def __call__(self, x):
         x = tf.convert_to_tensor(x)
@@ -453,6 +454,27 @@ def _function_named(name):
         name in QUANTIZERS, f"no quantizer named {name!r}; known are {', '.join(QUANTIZERS)}"
     )
     return QUANTIZERS[name]
+
+
+@functools.cache
+def _check_function(name, function):
+    """Raise ValueError if a quantizing function cannot be trained with; its own errors stay."""
+    x = tf.reshape(tf.linspace(-1.5, 1.5, 64), [8, 8])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        try:
+            y = tf.convert_to_tensor(function(x, 0.0))
+        except Exception as error:  # Its file and line matter to the one who wrote it.
+            raise RuntimeError(f"the quantizer {name!r} failed") from error
+    gradient = tape.gradient(y, x) if y.dtype.is_floating else None
+    what = f"the quantizer {name!r} returns"
+    utils.require(y.shape == x.shape, f"{what} the shape {y.shape} for {x.shape}")
+    utils.require(y.dtype == x.dtype, f"{what} {y.dtype.name} for {x.dtype.name}")
+    utils.require(bool(tf.reduce_all(tf.math.is_finite(y))), f"{what} NaN or infinity")
+    utils.require(
+        gradient is not None,
+        f"the quantizer {name!r} has no gradient: graph_ops.straight_through gives it one",
+    )
 
 
 def activation_quantizer_of(name):

@@ -69,6 +69,26 @@ class _StopOnDivergence(keras.callbacks.Callback):
         )
 
 
+class _StopWithoutSignal(keras.callbacks.Callback):
+    """End the training after its first batch if a layer has seen nothing but equal products.
+
+    So it is where a threshold makes all activations zero: nothing could be learned.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.model.optimizer.iterations > 1:
+            return
+        for norm in self.model._flatten_layers(include_self=False):
+            if isinstance(norm, keras.layers.BatchNormalization):
+                # The average began at 1; what was added to it is the variance of this batch.
+                added = norm.moving_variance.numpy() - norm.momentum
+                require(
+                    norm.momentum == 1 or added.max() > 1e-6 * (1 - norm.momentum),
+                    f"all products before {norm.name} are equal: the activations that it follows "
+                    "are zero, so choose a smaller activation threshold",
+                )
+
+
 class _RefitBeforeValidation(keras.callbacks.Callback):
     """Validate with batch-norm statistics of the weights as they are; see `fit`."""
 
@@ -114,6 +134,7 @@ def fit(
     callbacks=(),
     state=None,
     strategy=None,
+    verbose="auto",
 ):
     """Train a Keras classifier for `params.epochs` epochs.
 
@@ -168,7 +189,7 @@ def fit(
         with _on_devices_of(strategy, model, params, batch_size, terms) as trained:
             if trained is not model:
                 own.insert(0, _Synchronize(model))
-            history = _train(trained, x, y, params, batch_size, validation, own, strategy)
+            history = _train(trained, x, y, params, batch_size, validation, own, strategy, verbose)
         stream.refit_batch_norm(model, x[:REFIT_IMAGES])
         if strategy is not None:
             # Another processor, or another number of threads, sums in another order.
@@ -220,7 +241,7 @@ def _state_of(model):
     return [*model.weights, *model.optimizer.variables]
 
 
-def _train(model, x, y, params, batch_size, validation, callbacks, strategy):
+def _train(model, x, y, params, batch_size, validation, callbacks, strategy, verbose):
     """Keras' `fit` on batches of `x` and `y`, from the optimizer's step on."""
     steps = len(x) // batch_size
     initial_epoch = int(model.optimizer.iterations.numpy()) // steps
@@ -243,9 +264,10 @@ def _train(model, x, y, params, batch_size, validation, callbacks, strategy):
         steps_per_epoch=steps,
         shuffle=False,  # The pipeline does it.
         validation_data=validation,
-        verbose="auto" if devices.is_chief(strategy) else 0,
+        verbose=verbose if devices.is_chief(strategy) else 0,
         callbacks=[
             _StopOnDivergence(),
+            _StopWithoutSignal(),
             keras.callbacks.LearningRateScheduler(params.learning_rate),
             _RefitBeforeValidation(x[:VALIDATION_REFIT_IMAGES]),
             *callbacks,

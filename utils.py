@@ -9,12 +9,16 @@ import json
 import math
 import numbers
 import os
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 BAD_INPUT = 2
+INTERRUPTED = 130  # What a shell reports after Ctrl-C.
+# How the names of files begin that are still being written.
+HALF_WRITTEN = ".half-written-"
 
 # Can only be read by setting it, which is safe here, before there are threads.
 UMASK = os.umask(0o077)
@@ -50,7 +54,7 @@ def atomic_path(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes)
-    handle, name = tempfile.mkstemp(prefix=".half-written-", suffix=suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=HALF_WRITTEN, suffix=suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -67,6 +71,14 @@ def atomic_path(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder):
+    """Raise ValueError unless a file can be made in `folder`."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 def write_text(path, text):
@@ -93,25 +105,60 @@ def file_digest(path, algorithm="md5"):
 
 
 @contextlib.contextmanager
-def one_line_errors(program):
+def one_line_errors(program, interrupted="interrupted"):
     """End the process with one line and exit code 2 when the block meets bad input.
 
-    Bad input is a ValueError or an OSError (missing or unreadable file, full disk). Everything
-    else is a fault of the program and keeps its traceback.
+    Bad input is a ValueError or an OSError (missing or unreadable file, full disk). Ctrl-C and
+    SIGTERM end it with the line `interrupted` and exit code 130. Everything else is a fault of the
+    program and keeps its traceback.
     """
+    _make_output_safe()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python would complain once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(BAD_INPUT) from None
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"{program}: error: {message}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _make_output_safe():
+    """Let no character that the terminal lacks, and no closed output, end a long run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _interrupt(signal_number, frame):
+    raise KeyboardInterrupt
+
+
+def require_memory(count, what):
+    """Raise ValueError unless `count` bytes are at most what this machine has in all."""
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    require(
+        count <= has,
+        f"{what} would take {count / 2**30:,.0f} GB of memory; this machine has "
+        f"{has / 2**30:,.0f} GB",
+    )
 
 
 # --- Parameters -------------------------------------------------------------------------------
 
 
 def frozen(value):
-    """Tuples all the way down, as JSON and the command line give lists."""
+    """Tuples all the way down, and Python's numbers in place of NumPy's."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
@@ -177,8 +224,7 @@ class NetworkParams:
     network : {'paper', 'residual'}
         Which network of `bnn.NETWORKS` it is.
     quantizer : str, optional
-        A quantizer registered with `graph_ops.register_quantizer` in place of the sign or its
-        ternary form. It is given the threshold, if there is one.
+        A quantizer registered with `graph_ops.register_quantizer` in place of the sign.
 
     Raises
     ------
@@ -219,6 +265,14 @@ class NetworkParams:
         require(
             self.quantizer is None or (isinstance(self.quantizer, str) and self.quantizer),
             f"quantizer must be the name of one, not {self.quantizer!r}",
+        )
+        require(
+            not self.quantizer or self.levels == 2,
+            "quantizer and levels exclude each other: a quantizer of one's own has its own levels",
+        )
+        require(
+            not self.quantizer or self.kind != "continuous",
+            "quantizer and continuous exclude each other: nothing would be quantized",
         )
 
         require(
@@ -334,6 +388,8 @@ class TrainingParams:
     augment: str | None = None
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, frozen(getattr(self, field.name)))
         for name, low in (("batch_size", 1), ("epochs", 0), ("seed", 0)):
             value = getattr(self, name)
             require(

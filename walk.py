@@ -7,249 +7,46 @@ topological order: what streams many images through a network goes along them.
 
 import contextlib
 import functools
-import math
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import graph_ops
+from products import (
+    Product,
+    Window,
+    forms_product,
+    kernels_of,
+    obstacle,
+    owns_kernel,
+    products_of,
+)
 from utils import require
 
 # isort: split
 import keras
-import numpy as np
 import tensorflow as tf
 
-# --- Products ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Window:
-    """The patches of an image that a two-dimensional convolution multiplies.
-
-    Attributes
-    ----------
-    size, strides, dilation : (int, int)
-        Of rows and columns.
-    padding : {'same', 'valid'}
-    """
-
-    size: tuple
-    strides: tuple = (1, 1)
-    dilation: tuple = (1, 1)
-    padding: str = "same"
-
-    @property
-    def is_plain(self):
-        """Does every position of the image have a product, and the kernel no holes?"""
-        return self.padding == "same" and self.strides == self.dilation == (1, 1)
-
-    def outputs_and_padding(self, sizes):
-        """For rows and columns: how many outputs, and how many zeros before and after.
-
-        Parameters
-        ----------
-        sizes : (int, int)
-            Of the images.
-
-        Returns
-        -------
-        list of (int, (int, int))
-            By TensorFlow's rule, which pads more at the end.
-        """
-        found = []
-        for size, n, rate, stride in zip(
-            sizes, self.size, self.dilation, self.strides, strict=True
-        ):
-            span = (n - 1) * rate + 1
-            if self.padding == "valid":
-                found.append((-(-(size - span + 1) // stride), (0, 0)))
-                continue
-            outputs = -(-size // stride)
-            total = max((outputs - 1) * stride + span - size, 0)
-            found.append((outputs, (total // 2, total - total // 2)))
-        return found
-
-    @property
-    def border(self):
-        """How many positions at each edge of the output zero padding reaches, at most."""
-        if self.padding == "valid":
-            return 0
-        reach = ((n // 2) * rate for n, rate in zip(self.size, self.dilation, strict=True))
-        return max(-(-r // stride) for r, stride in zip(reach, self.strides, strict=True))
-
-
-@dataclass
-class Product:
-    """A product of inputs and kernel, as a layer has just formed it.
-
-    Attributes
-    ----------
-    layer : keras.layers.Layer
-    inputs : tensor
-        A^c, what the layer was called on.
-    kernel : tensor, shape (..., units)
-        w^c, in the basis in which it is quantized.
-    dot : callable
-        dot(inputs, kernel): products as this layer forms them, float32, shape (..., units), of
-        inputs and kernels of these shapes, without the bias.
-    part : str
-        Name of the kernel in a layer that has several.
-    input_quantizer, kernel_quantizer : graph_ops.Quantizer or None
-    window : Window or None
-        The patches that are multiplied; None where it is the last axis of the inputs.
-    name : str
-        The layer's; its path where several layers have that name; with the part after a dot.
-    outputs : tensor or None
-        What the layer returned, where that is the product of quantized inputs and kernel itself.
-    """
-
-    layer: keras.layers.Layer
-    inputs: tf.Tensor = field(repr=False)
-    kernel: tf.Tensor = field(repr=False)
-    dot: callable = field(repr=False)
-    part: str = ""
-    input_quantizer: graph_ops.Quantizer | None = None
-    kernel_quantizer: graph_ops.Quantizer | None = None
-    window: Window | None = None
-    name: str = ""
-    outputs: tf.Tensor | None = field(default=None, repr=False)
-
-    @functools.cached_property
-    def quantized_inputs(self):
-        """A^b = θ(A^c), what is multiplied: A^c itself without an input quantizer."""
-        return self.inputs if self.input_quantizer is None else self.input_quantizer(self.inputs)
-
-    @functools.cached_property
-    def quantized_kernel(self):
-        """w^b = θ(w^c): w^c itself without a kernel quantizer."""
-        return self.kernel if self.kernel_quantizer is None else self.kernel_quantizer(self.kernel)
-
-
-@functools.singledispatch
-def products_of(layer, *inputs):
-    """The products that a layer forms when it is called on `inputs`: a tuple of `Product`.
-
-    A layer of another kind is made known with `@products_of.register`.
-    """
-    del layer, inputs
-    return ()
-
-
-def _owns_kernel(layer):
-    """Is a matrix, or a tensor of more axes, among the layer's own trainable weights?"""
-    return any(len(v.shape) >= 2 for v in layer._trainable_variables)
-
-
-def forms_product(layer):
-    """Is it known which products a layer like this forms?"""
-    return products_of.dispatch(type(layer)) is not products_of.dispatch(object)
-
-
-@products_of.register(keras.layers.Embedding)
-@products_of.register(keras.layers.PReLU)
-def _(layer, *inputs):
-    return ()  # A table and slopes: nothing is summed.
-
-
-def _as_floats(layer, inputs, kernel, dot, part="", window=None):
-    inputs, kernel = (tf.cast(tf.convert_to_tensor(v), tf.float32) for v in (inputs, kernel))
-    return Product(layer, inputs, kernel, dot, part, window=window)
-
-
-def _window_of(layer):
-    return Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
-
-
-@products_of.register(graph_ops.QuantConv2D)
-@products_of.register(graph_ops.QuantDense)
-def _(layer, inputs):
-    return (
-        Product(
-            layer,
-            tf.convert_to_tensor(inputs),
-            layer.coordinates(),
-            lambda x, kernel: layer.dot_products(x, layer.kernel_of(kernel)),
-            input_quantizer=layer.input_quantizer,
-            kernel_quantizer=layer.kernel_quantizer,
-            window=_window_of(layer) if isinstance(layer, graph_ops.QuantConv2D) else None,
-        ),
-    )
-
-
-@products_of.register
-def _(layer: keras.layers.Dense, inputs):
-    return (_as_floats(layer, inputs, layer.kernel, tf.matmul),)
-
-
-@products_of.register(keras.layers.Conv1D)
-@products_of.register(keras.layers.Conv2D)
-@products_of.register(keras.layers.Conv3D)
-def _(layer, inputs):
-    require(
-        layer.groups == 1 and layer.data_format == "channels_last",
-        f"layer {layer.name} has groups, or channels first: it cannot be measured",
-    )
-    window = _window_of(layer) if layer.rank == 2 else None
-    return (_as_floats(layer, inputs, layer.kernel, layer.convolution_op, window=window),)
-
-
-@products_of.register
-def _(layer: keras.layers.DepthwiseConv2D, inputs):
-    # A unit sees one channel.
-    shape = tuple(layer.kernel.shape)
-    kernel = tf.reshape(tf.convert_to_tensor(layer.kernel), (*shape[:2], -1))
-
-    def dot(x, kernel):
-        return keras.ops.depthwise_conv(
-            x,
-            tf.reshape(kernel, shape),
-            layer.strides,
-            layer.padding,
-            layer.data_format,
-            layer.dilation_rate,
-        )
-
-    return (_as_floats(layer, inputs, kernel, dot),)
-
-
-@products_of.register
-def _(layer: keras.layers.EinsumDense, inputs):
-    # The axes of the kernel that the inputs lack are the units.
-    operands, _ = layer.equation.replace("...", "").split("->")
-    of_inputs, of_kernel = operands.split(",")
-    summed = [i for i, axis in enumerate(of_kernel) if axis in of_inputs]
-    order = [*summed, *(i for i in range(len(of_kernel)) if i not in summed)]
-    kernel = tf.transpose(tf.convert_to_tensor(layer.kernel), order)
-    shape = kernel.shape
-
-    def dot(x, kernel):
-        kernel = tf.transpose(tf.reshape(kernel, shape), np.argsort(order))
-        products = keras.ops.einsum(layer.equation, x, kernel)
-        return tf.reshape(products, (-1, math.prod(shape[len(summed) :])))
-
-    kernel = tf.reshape(kernel, (*shape[: len(summed)], -1))
-    return (_as_floats(layer, inputs, kernel, dot),)
-
-
-@products_of.register(keras.layers.SimpleRNNCell)
-@products_of.register(keras.layers.LSTMCell)
-@products_of.register(keras.layers.GRUCell)
-def _(layer, inputs, states):
-    require(
-        getattr(layer, "reset_after", True),
-        f"layer {layer.name} resets its state before the product: it cannot be measured",
-    )
-    hidden = states[0] if isinstance(states, list | tuple) else states
-    return (
-        _as_floats(layer, inputs, layer.kernel, tf.matmul, "kernel"),
-        _as_floats(layer, hidden, layer.recurrent_kernel, tf.matmul, "recurrent_kernel"),
-    )
-
+__all__ = [
+    "Graph",
+    "Product",
+    "Slot",
+    "Step",
+    "Window",
+    "first_products",
+    "forms_product",
+    "graph_of",
+    "kernels",
+    "products",
+    "products_of",
+    "steps",
+    "unknown_layers",
+    "visit",
+]
 
 # --- Visiting them ----------------------------------------------------------------------------
 
 
-def visit(model, x, visitor):
+def visit(model, x, visitor, known_only=False):
     """Run a model on `x`, at inference, and call `visitor(product)` for each of its products.
 
     Parameters
@@ -261,6 +58,8 @@ def visit(model, x, visitor):
         All of it goes through the model at once: many images come in batches.
     visitor : callable
         Takes a `Product`. To keep one keeps its tensors in memory.
+    known_only : bool
+        Pass over what `unknown_layers` lists?
 
     Returns
     -------
@@ -281,11 +80,38 @@ def visit(model, x, visitor):
         return outputs
 
     layers = _all_layers(model)
-    unknown = [layer.name for layer in layers if _owns_kernel(layer) and not forms_product(layer)]
-    require(not unknown, f"it is not known how these layers multiply: {', '.join(unknown)}")
+    unknown = [layer.name for layer in layers if owns_kernel(layer) and not forms_product(layer)]
+    require(
+        known_only or not unknown,
+        f"it is not known how these layers multiply: {', '.join(unknown)}",
+    )
     names = _names_of(layers)
+    if known_only:
+        layers = [layer for layer in layers if not obstacle(layer)]
     with _calls_followed(layers, after):
         return model(keras.tree.map_structure(tf.convert_to_tensor, x), training=False)
+
+
+def unknown_layers(model):
+    """Names of the layers with a kernel whose products cannot be measured, and why, as a dict."""
+    layers, found = _all_layers(model), {}
+    names = _names_of(layers)
+    for layer in layers:
+        if owns_kernel(layer) and not forms_product(layer):
+            found[names[id(layer)]] = f"it is not known how a {type(layer).__name__} multiplies"
+        elif forms_product(layer) and obstacle(layer):
+            found[names[id(layer)]] = f"it {obstacle(layer)}"
+    return found
+
+
+def kernels(model):
+    """The `Kernel` of every product of a model, by the product's name; it runs nothing."""
+    layers, found = _all_layers(model), {}
+    names = _names_of(layers)
+    for layer in layers:
+        for kernel in () if obstacle(layer) else kernels_of(layer):
+            found[".".join(filter(None, (names[id(layer)], kernel.part)))] = layer, kernel
+    return found
 
 
 def products(model, x):

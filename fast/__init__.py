@@ -1,9 +1,16 @@
 """What makes training and inference quick: convolutions, bits, precision, batches of images."""
 
-import utils  # noqa: F401 (first: its settings are read when TensorFlow is imported)
+import os
+
+import utils  # First: its settings are read when TensorFlow is imported.
+
+utils.require(
+    os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow",
+    f"KERAS_BACKEND is {os.environ.get('KERAS_BACKEND')}, but this program needs tensorflow",
+)
 
 # isort: split
-import tensorflow as tf
+import tensorflow as tf  # noqa: E402
 
 # XLA makes one pass over memory of each element-wise function, where the framework's kernels make
 # one for every operation. Convolutions stay with oneDNN, which XLA does not reach.

@@ -20,6 +20,10 @@ import numpy as np
 import tensorflow as tf
 
 
+# The steps are Python, unrolled while TensorFlow traces: there is nothing for it to convert.
+_plain = tf.autograph.experimental.do_not_convert
+
+
 class PackedNetwork:
     """A trained binary or ternary network on bits: the same answers, from XNOR and popcount.
 
@@ -45,7 +49,7 @@ class PackedNetwork:
         self.in_dim, self.out_dim = program.in_dim, program.out_dim
         self._depths = _depths(program)
         self._tensors = [self._prepared(step) for step in program.steps]
-        self._forward = compiled(self._products)
+        self._forward = compiled(_plain(self._products))
 
     # Packing
 
@@ -140,7 +144,7 @@ class PackedNetwork:
             values = self._values(images, tensors)
             return [values[number] for number in wanted]
 
-        found = compiled(hidden)(tf.constant(self._as_pixels(np.asarray(x))), self._tensors)
+        found = compiled(_plain(hidden))(tf.constant(self._as_pixels(np.asarray(x))), self._tensors)
         planes = [tuple(map(keras.ops.convert_to_numpy, planes)) for planes in found]
         return [parts if len(parts) == 2 else parts[0] for parts in planes]
 

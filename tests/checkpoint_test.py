@@ -168,6 +168,7 @@ HOSTILE_NETWORKS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
 @pytest.mark.parametrize("kind", HOSTILE_NETWORKS)
 def test_opening_a_hostile_checkpoint_runs_nothing(kind, tmp_path):
     small_network().save(tmp_path / "good.keras")
@@ -206,6 +207,22 @@ def test_weights_with_nan_are_refused(tmp_path):
     network.save(tmp_path / "network.keras")
     with pytest.raises(ValueError, match="NaN"):
         BinaryNeuralNetwork.load(tmp_path / "network.keras")
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+@pytest.mark.parametrize("lost", ["layers", "layers/quant_conv2d/vars/0", "layers/quant_dense_1"])
+def test_a_file_that_lacks_weights_is_refused(lost, tmp_path):
+    small_network().save(tmp_path / "good.keras")
+    with zipfile.ZipFile(tmp_path / "good.keras") as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content, "a") as file:
+        del file[lost]
+    # As large as before, so that its size says nothing.
+    content = content.getvalue().ljust(2**16, b"\0")
+    rewritten(tmp_path / "good.keras", tmp_path / "bad.keras", model=content)
+    with pytest.raises(ValueError, match="do not fit its parameters") as refusal:
+        BinaryNeuralNetwork.load(tmp_path / "bad.keras")
+    in_one_line(refusal, tmp_path / "bad.keras")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on file sizes")

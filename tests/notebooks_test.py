@@ -1,5 +1,6 @@
 """Both notebooks run from top to bottom on a network of the demo's kind."""
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -7,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
-from data.load_data import load_data
+from data.load_data import data_md5, load_data
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {
@@ -24,6 +25,8 @@ def checkpoint(tmp_path_factory):
     training = TrainingParams(epochs=1, lr_start=3e-3)
     network = BinaryNeuralNetwork((8, 8, 1), 10, params, training)
     network.fit(data.x_train, data.y_train).save(path)
+    record = {"data_set": "digits", "data_md5": data_md5("digits")}
+    path.with_name("run.json").write_text(json.dumps(record), encoding="utf-8")
     return path
 
 

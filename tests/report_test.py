@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import measure
 import report
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
-from data.load_data import load_data
+from data.load_data import IMAGE_SHAPES, data_md5, load_data
 from utils import write_json
 
 SLOW = (pytest.param(kind, marks=pytest.mark.slow) for kind in ("ternary", "rotated"))
@@ -33,7 +32,13 @@ def checkpoint(request, tmp_path_factory):
     network.fit(data.x_train[:300], data.y_train[:300])
     path = tmp_path_factory.mktemp("run") / "network.keras"
     network.save(path)
+    record(path.parent, "digits")
     return path
+
+
+def record(folder, data_set):
+    """What run_bnn.py records of a run on a data set."""
+    write_json(folder / "run.json", {"data_set": data_set, "data_md5": data_md5(data_set)})
 
 
 def test_the_report_is_stored_with_its_checkpoint_alone(checkpoint, capsys):
@@ -100,37 +105,36 @@ def test_layers_of_ternary_networks_are_read_from_their_reports(tmp_path):
 def untrained(folder, in_dim):
     path = folder / "network.keras"
     BinaryNeuralNetwork(in_dim, 10, NetworkParams(conv=[2], max_pool=[0], fc=[])).save(path)
+    record(folder, {shape: name for name, shape in IMAGE_SHAPES.items()}[in_dim])
     return path
 
 
+MNIST = {"data_set": "MNIST", "data_md5": data_md5("MNIST")}
+
+
 @pytest.mark.parametrize(
-    ("run", "data_set"),
+    ("run", "message"),
     [
-        ({"data_set": "twin"}, "twin"),
-        ({"data_set": "MNIST"}, "MNIST"),
-        ({"data_set": "cifar-10"}, "MNIST"),  # Images of another shape.
-        ({"data_set": "unknown"}, "MNIST"),
-        ({"data_set": ["twin"]}, "MNIST"),
-        ({}, "MNIST"),
-        ([], "MNIST"),
+        (MNIST, None),
+        (MNIST | {"data_md5": {"train": "0"}}, "the run's MNIST had other files"),
+        (MNIST | {"data_set": "cifar-10"}, "had other files"),
+        ({"data_set": "digits", "data_md5": data_md5("digits")}, "but digits has"),
+        (MNIST | {"data_set": "unknown"}, "names the data set 'unknown', which is unknown"),
+        ({"data_set": "MNIST"}, "does not tell what .* was trained on: name it with --data_set"),
+        ([], "does not tell"),
+        (None, "does not tell"),
     ],
 )
-def test_the_data_set_is_the_one_that_the_run_names(run, data_set, tmp_path, monkeypatch):
-    monkeypatch.setitem(report.IMAGE_SHAPES, "twin", (28, 28, 1))
-    write_json(tmp_path / "run.json", run)
-    assert report._data_set(tmp_path / "network.keras", [28, 28, 1]) == data_set
-
-
-def test_without_a_run_the_data_set_follows_from_the_shape(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "missing_files", lambda data_set: [])
-    path = untrained(tmp_path, (28, 28, 1))
-    monkeypatch.setenv("BNN_CHECKPOINT", str(path))
-    assert report.choose_checkpoint()[1].endswith("on MNIST")
-    (tmp_path / "run.json").write_bytes(b"\xff{")
-    assert report.choose_checkpoint()[1].endswith("on MNIST")
-    monkeypatch.setitem(report.IMAGE_SHAPES, "twin", (28, 28, 1))
-    write_json(tmp_path / "run.json", {"data_set": "twin"})
-    assert report.choose_checkpoint()[1].endswith("on twin")
+def test_the_data_set_is_the_one_that_the_run_recorded(run, message, tmp_path):
+    if run is not None:
+        write_json(tmp_path / "run.json", run)
+    path = tmp_path / "network.keras"
+    if message is None:
+        assert report.data_set_of_run(path, [28, 28, 1]) == "MNIST"
+        return
+    with pytest.raises(ValueError, match=message):
+        report.data_set_of_run(path, [28, 28, 1])
+    assert report.data_set_of_run(path, [28, 28, 1], "MNIST") == "MNIST"
 
 
 def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
@@ -190,24 +194,21 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
 
 @pytest.fixture
 def readme():
-    """The code blocks of the README's section on new quantizers; the Python one has been run."""
+    """The README's quantizer, registered."""
     text = (Path(report.__file__).parent / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Change something and look again")[1].split("\n## ")[0]
-    blocks = dict(re.findall("```(.*)\n([^`]*)```", section))
+    (block,) = re.findall(r"```python\n(@graph_ops\.register_quantizer[^`]*)```", text)
     before = dict(graph_ops.QUANTIZERS)
-    exec(blocks["python"], {"graph_ops": graph_ops, "tf": tf})
-    yield blocks
+    exec(block, {"graph_ops": graph_ops, "tf": tf})
+    yield
     graph_ops.QUANTIZERS.clear()
     graph_ops.QUANTIZERS.update(before)
 
 
 def test_the_readmes_quantizer_trains_saves_reloads_and_is_measured(readme, tmp_path, capsys):
-    command, make = readme[""].splitlines()
-    arguments = shlex.split(command.split("run_bnn.py")[1])
-    path = tmp_path / "network.keras"
-    run_bnn.main([*arguments, "--out_dir", str(tmp_path), "--debug"])
-    assert make == f"make report CHECKPOINT=output/digits_{arguments[3]}/network.keras"
-
+    arguments = ["--data_set", "digits", "--quantizer", "bireal", "--conv", "4", "6"]
+    arguments += ["--max_pool", "0", "1", "--fc", "8", "--epochs", "1"]
+    path = tmp_path / "run" / "network.keras"
+    run_bnn.main([*arguments, "--out_dir", str(tmp_path / "run"), "--debug"])
     trained = BinaryNeuralNetwork.load(path)
     assert {layer.kernel_quantizer.name for layer in trained.layers} == {"bireal"}
     assert trained.layers[1].input_quantizer.name == "bireal"
@@ -215,7 +216,7 @@ def test_the_readmes_quantizer_trains_saves_reloads_and_is_measured(readme, tmp_
     assert judged["weights-dot"].holds is not None
     for own in (arguments, ["--data_set", "digits", "--param_file", str(path), "--epochs", "0"]):
         with pytest.raises(SystemExit):
-            run_bnn.main([*own, "--out_dir", str(tmp_path), "--pack"])
+            run_bnn.main([*own, "--out_dir", str(tmp_path / "new"), "--pack"])
         assert "cannot pack: its quantizer is not the sign" in capsys.readouterr().err
 
     graph_ops.QUANTIZERS.pop("bireal")

@@ -69,7 +69,7 @@ def test_geometry_is_that_of_the_folders_last_run(tmp_path):
     tracked = [tmp_path / "geometry.csv", tmp_path / "figures" / "angle_history.png"]
     assert {row["epochs"] for row in read_geometry(tracked[0])} == {0, 1}
     assert tracked[1].exists()
-    run_bnn.main(command)
+    run_bnn.main([*command, "--overwrite"])
     assert not any(path.exists() for path in tracked)
 
 
@@ -150,7 +150,7 @@ def test_another_command_does_not_resume_the_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_bnn.main([*TRAINING, "--batch_size", "10", "--out_dir", str(tmp_path), "--resume"])
     assert stop.value.code == 2
-    assert "another training_params" in capsys.readouterr().err
+    assert "has batch_size 50, this command 10" in capsys.readouterr().err
 
 
 def test_a_damaged_state_is_refused(tmp_path, monkeypatch, capsys):
@@ -179,7 +179,10 @@ def test_a_wrong_threshold_leaves_an_earlier_run_alone(tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     with pytest.raises(SystemExit):
         run_bnn.main(
-            [*TRAINING, "--levels", "3", "--threshold", "0.99", "--out_dir", str(tmp_path)]
+            [
+                *(*TRAINING, "--levels", "3", "--threshold", "0.99"),
+                *("--out_dir", str(tmp_path), "--overwrite"),
+            ]
         )
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 

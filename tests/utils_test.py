@@ -74,6 +74,8 @@ def test_one_bool_stands_for_all_layers():
         ({"levels": 3, "threshold_sigma": float("inf")}, "threshold_sigma must be"),
         ({"levels": 3, "activation_threshold": -0.1}, "activation_threshold must be"),
         ({"activation_threshold": 0.6}, "activation_threshold needs levels 3"),
+        ({"rotate_first": "no such"}, "rotate_first must be random, pca or zca"),
+        ({"network": "no such"}, "network must be one of paper, residual, not 'no such'"),
     ],
 )
 def test_network_parameters_are_checked(options, message):
@@ -99,3 +101,11 @@ def test_network_parameters_are_checked(options, message):
 def test_training_parameters_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         TrainingParams(**options)
+
+
+def test_learning_rate_decays_from_the_first_epoch():
+    params = TrainingParams(epochs=500)
+    assert params.learning_rate(0) == 1e-3
+    assert params.learning_rate(250) == pytest.approx((1e-3 * 3e-7) ** 0.5)
+    params = TrainingParams(epochs=40, lr_start=3e-3, lr_end=1e-3, lr_schedule="linear")
+    assert [params.learning_rate(e) for e in (0, 20, 39)] == pytest.approx([3e-3, 2e-3, 1.05e-3])
