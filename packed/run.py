@@ -19,7 +19,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-
 # The steps are Python, unrolled while TensorFlow traces: there is nothing for it to convert.
 _plain = tf.autograph.experimental.do_not_convert
 

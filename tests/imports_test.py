@@ -47,7 +47,7 @@ def test_every_module_has_its_floor():
     assert {room for _, room in modules()} == FLOOR.keys()
 
 
-@pytest.mark.parametrize("path, room", modules(), ids=lambda value: str(value).split("/")[-1])
+@pytest.mark.parametrize("path, room", list(modules()), ids=lambda value: str(value).split("/")[-1])
 def test_a_module_imports_what_lies_below_it(path, room):
     own = {name for name in imported(path) if name in FLOOR} - {room}
     above = {name for name in own if FLOOR[name] >= FLOOR[room]}
