@@ -27,6 +27,7 @@ import keras
 import tensorflow as tf
 
 __all__ = [
+    "Cast",
     "Graph",
     "Product",
     "Slot",
@@ -35,6 +36,7 @@ __all__ = [
     "first_products",
     "forms_product",
     "graph_of",
+    "inputs_changed",
     "kernels",
     "products",
     "products_of",
@@ -235,6 +237,21 @@ def _extra_call_marked(rnn, extra):
 
 
 @contextlib.contextmanager
+def inputs_changed(layer, change):
+    """Meanwhile the layer is called on `change(inputs)` in place of its first argument."""
+    call = layer.call
+
+    def changed(*args, **kwargs):
+        if args:
+            return call(change(args[0]), *args[1:], **kwargs)
+        first = next(iter(kwargs))
+        return call(**{**kwargs, first: change(kwargs[first])})
+
+    with _call_replaced(layer, changed):
+        yield
+
+
+@contextlib.contextmanager
 def _call_replaced(layer, call):
     # Past Keras' own `__setattr__`, which would track the function's layer a second time.
     object.__setattr__(layer, "call", call)
@@ -376,7 +393,13 @@ def _graph_of(model):
             found.append(Step(layer, slots(args), slots(kwargs), slots(outputs)))
             kept.append((args, kwargs, outputs))
             return outputs
-        return _inlined(graph_of(layer), args[0], call)
+        inputs = keras.tree.flatten(args[0])
+        if not isinstance(layer, graph_ops.Block):
+            inputs = [
+                _cast_for(layer, v, wanted.dtype, call)
+                for v, wanted in zip(inputs, inner.inputs, strict=True)
+            ]
+        return _inlined(graph_of(layer), inputs, call)
 
     inputs = [keras.Input(batch_shape=v.shape, dtype=v.dtype) for v in functional.inputs]
     slots(inputs)
@@ -400,6 +423,25 @@ def _functional(model):
     except AttributeError:
         return None
     return keras.Model(list(inputs), list(outputs)) if inputs and outputs else None
+
+
+class Cast(keras.Operation):
+    """To the dtype of a nested model's input, as Keras does it there."""
+
+    def __init__(self, dtype, name=None):
+        super().__init__(name=name)
+        self._dtype = dtype
+
+    def call(self, x):
+        return keras.ops.cast(x, self._dtype)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, self._dtype)
+
+
+def _cast_for(model, tensor, dtype, call):
+    cast = Cast(dtype, name=f"{model.name}_cast")
+    return tensor if tensor.dtype == dtype else call(cast, tensor)
 
 
 def _inlined(graph, inputs, call):

@@ -70,8 +70,6 @@ def compile_model(model, about=None):
     )
     compiler = _Compiler(graph.inputs[0], in_dim)
     for step in graph.steps:
-        if graph.inputs[0] in step.reads:
-            _require_pixels(model, step.layer)
         compiler.add(step)
     out_dim = compiler.finish(graph.outputs[0], graph.steps[-1].layer)
     return Program(in_dim, out_dim, compiler.steps, about or {})
@@ -79,14 +77,6 @@ def compile_model(model, about=None):
 
 def _require(condition, layer, why):
     require(condition, f"cannot pack: layer {layer.name} {why}")
-
-
-def _require_pixels(model, layer):
-    """Raise ValueError if a model inside of `model` gives `layer` its pixels as floats."""
-    for part in model._flatten_layers(include_self=False):
-        if isinstance(part, keras.Model) and layer in part._flatten_layers():
-            why = f"reads pixels as floats: the model {part.name} around it casts its inputs"
-            _require(part.inputs[0].dtype == "uint8", layer, why)
 
 
 @dataclass(frozen=True)
@@ -267,6 +257,7 @@ _KNOWN = {
 _REFUSED = {
     graph_ops.RotatedConv2D: "is rotated, so its weights are no bits",
     keras.layers.Add: "is a shortcut of floats",
+    walk.Cast: "gives a model inside pixels as floats: its input should have the dtype uint8",
 }
 
 

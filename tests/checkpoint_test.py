@@ -13,7 +13,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from examples import KINDS, model_of_all_layers, random_images, small_network, trained
+from example_networks import KINDS, model_of_all_layers, random_images, small_network, trained
 
 import checkpoint
 import graph_ops

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from examples import model_of_all_layers
+from example_networks import model_of_all_layers
 from oracles import (
     cosine,
     gradient,

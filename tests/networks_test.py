@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from examples import KINDS, random_images, small_network, trained
+from example_networks import KINDS, random_images, small_network, trained
 from oracles import (
     numpy_batch_norm,
     numpy_convolution,

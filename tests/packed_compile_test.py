@@ -176,9 +176,9 @@ REFUSED = {
         lambda: [first(), norm(), flatten(dtype="mixed_bfloat16", name="x"), dense(), norm()],
         "layer x rounds to bfloat16",
     ),
-    "pixels cast by a block": (
-        lambda: [graph_ops.BinaryConv2D(4, name="b"), flatten(), dense(), norm()],
-        "reads pixels as floats: the model b around it",
+    "pixels cast by a model inside": (
+        lambda: [keras.Sequential([first(), norm()], name="b"), *end()],
+        "gives a model inside pixels as floats",
     ),
 }
 

@@ -154,8 +154,7 @@ MODELS = {
     ],
     "a matrix at every position": lambda: [dense(9, None), norm(), dense(70), norm(), *output()],
     "blocks": lambda: [
-        *first(),
-        graph_ops.BinaryConv2D(30, pool=True, input_quantizer="sign"),
+        graph_ops.BinaryConv2D(20, pool=True),
         graph_ops.BinaryConv2D(30, weight_quantizer="ternary", activation_quantizer="ternary"),
         keras.layers.Flatten(),
         graph_ops.BinaryDense(4, activation_quantizer=None),

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from examples import random_images, small_network
+from example_networks import random_images, small_network
 from oracles import numpy_convolution, numpy_max_pool, numpy_sign
 
 import graph_ops

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from examples import random_images, small_network, trained
+from example_networks import random_images, small_network, trained
 
 import graph_ops
 import training

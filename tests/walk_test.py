@@ -100,6 +100,50 @@ def gru_states(x, layer, cell):
     return states
 
 
+LINEAR = {
+    "conv 2d": (keras.layers.Conv2D(4, 3, padding="same"), (6, 5, 3)),
+    "conv 1d transposed": (keras.layers.Conv1DTranspose(4, 3, 2), (6, 3)),
+    "conv 2d transposed": (keras.layers.Conv2DTranspose(4, 3, 2, "same"), (6, 5, 3)),
+    "depthwise 1d": (keras.layers.DepthwiseConv1D(3, depth_multiplier=2), (6, 3)),
+    "separable 2d": (keras.layers.SeparableConv2D(4, 3, strides=2), (7, 5, 3)),
+    "einsum, several summed": (keras.layers.EinsumDense("abcd,cde->abe", (None, 4)), (5, 3, 2)),
+    "einsum with an ellipsis": (keras.layers.EinsumDense("...c,cd->...d", 4), (5, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_a_layers_last_product_is_what_it_returns(kind):
+    layer, shape = LINEAR[kind]
+    x = random(3, *shape)
+    model = keras.Sequential([keras.Input(shape), layer])
+    found, kernels = walk.products(model, x), walk.kernels(model)
+    assert [product.name for product in found] == list(kernels)
+    dots = found[-1].dot(found[-1].inputs, found[-1].kernel)
+    np.testing.assert_allclose(dots, layer(x), atol=1e-5)
+    for product in found:
+        owner, kernel = kernels[product.name]
+        assert owner is layer
+        np.testing.assert_array_equal(product.kernel, kernel.columns())
+        np.testing.assert_array_equal(kernel.in_place(product.kernel), kernel.variable)
+
+
+def test_an_embedding_multiplies_one_hot_inputs():
+    layer, x = keras.layers.Embedding(7, 3), np.array([[1, 6], [0, 1]])
+    (product,) = walk.products(keras.Sequential([keras.Input((2,), dtype="int32"), layer]), x)
+    assert product.inputs.shape == (2, 2, 1)
+    one_hot = np.eye(7)[x]
+    np.testing.assert_allclose(
+        product.dot(product.inputs, product.kernel), one_hot @ layer.get_weights()[0], rtol=1e-6
+    )
+
+
+def test_a_product_that_more_than_sums_is_named():
+    layer = keras.layers.EinsumDense("abc,acd->abd", (None, 4), name="batched")
+    layer.build((2, 3, 5))
+    model = keras.Sequential([keras.Input((3, 5), batch_size=2), layer])
+    assert "multiplies abc,acd->abd" in walk.unknown_layers(model)["batched"]
+
+
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize(
     ("kind", "states"),
@@ -229,3 +273,15 @@ def test_a_quantized_cells_state_is_not_first():
         wb = geometry.quantized(product.kernel.numpy())
         np.testing.assert_array_equal(product.quantized_kernel, wb)
         np.testing.assert_allclose(product.outputs, product.quantized_inputs.numpy() @ wb)
+
+
+def test_steps_cast_what_a_nested_model_casts():
+    images = keras.Input((6, 6, 2), dtype="uint8")
+    inner = keras.Sequential([keras.Input((6, 6, 2)), keras.layers.Conv2D(3, 3)])
+    model = keras.Model(images, keras.layers.Flatten()(inner(images)))
+    x = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 2)).astype(np.uint8)
+    graph = walk.graph_of(model)
+    tensors = {graph.inputs[0]: x}
+    for step in graph.steps:
+        step.run(tensors)
+    np.testing.assert_allclose(tensors[graph.outputs[0]], model(x), rtol=1e-6)

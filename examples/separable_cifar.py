@@ -1,0 +1,32 @@
+"""A CNN of separable convolutions on CIFAR-10: `python -m examples.separable_cifar --out DIR`."""
+
+from examples.training import arguments, train_cifar
+
+# isort: split
+import keras
+from keras import layers
+
+
+def separable(x, filters, strides, name):
+    x = layers.SeparableConv2D(filters, 3, strides, "same", use_bias=False, name=name)(x)
+    return layers.ReLU()(layers.BatchNormalization(name=f"{name}_norm")(x))
+
+
+def network():
+    images = keras.Input((32, 32, 3))
+    x = layers.Rescaling(1 / 127.5, -1)(images)
+    x = layers.Conv2D(32, 3, padding="same", use_bias=False, name="stem")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="stem_norm")(x))
+    x = separable(x, 64, 2, "narrow_64")
+    for filters in (64, 128, 256):
+        if filters > 64:
+            x = separable(x, filters, 2, f"narrow_{filters}")
+        for number in (1, 2):
+            y = separable(x, filters, 1, f"block_{filters}_{number}")
+            x = layers.Add()([x, y])
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, layers.Dense(10, name="scores")(x), name="separable_cifar")
+
+
+if __name__ == "__main__":
+    train_cifar(network(), "separable_cifar", arguments(epochs=25), peak=0.1)

@@ -1,0 +1,422 @@
+"""Which layers of a trained Keras model may be held in few bits, and what that costs.
+
+python survey.py MODEL.keras --npz DATA.npz        # arrays x and, if there are labels, y
+python survey.py MODEL.keras --data_set cifar-10
+
+writes survey.md, survey.json and survey.html beside the model.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+from data.load_data import DATA_SETS, load_data
+from utils import one_line_errors, require, require_writable, write_json, write_text
+
+# isort: split
+import numpy as np
+
+IMAGES, LOSE = 1000, 1.0
+FILES = ("survey.md", "survey.json", "survey.html")
+# What others rank layers by, with the sign that makes more of it more harm.
+PREDICTORS = {"predicted_r": -1, "r": -1, "angle_deg": 1, "sqnr_db": -1, "kurtosis": 1}
+
+
+# --- Survey -----------------------------------------------------------------------------------
+
+
+def survey(model, x, y=None, quantizers=None, lose=LOSE, progress=False):
+    """Measure what quantizing each layer of a model does, and plan which bits each should have.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional, sequential or subclassed, with one input.
+    x : ndarray, shape (n, ...)
+        Images, or whatever the model takes.
+    y : ndarray of int, optional
+        The right class of each vector of scores that the model returns.
+    quantizers : sequence of str, optional
+        Names from `survey_measure.NAMES`; all of them by default.
+    lose : float
+        Points of accuracy that the plan may cost.
+    progress : bool
+        Draw progress bars?
+
+    Returns
+    -------
+    dict
+        What survey.json holds; docs/survey.md lists it.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model, or the labels do not match.
+    """
+    import survey_inputs
+    import survey_measure
+    import walk
+    from survey_plan import Planner, coarsest, orders
+
+    started = time.perf_counter()
+    names = list(survey_measure.NAMES if quantizers is None else quantizers)
+    for name in names:
+        survey_measure.quantizer_named(name)
+    require(names, "name at least one quantizer")
+    require(lose >= 0, f"the points to lose must be at least 0, not {lose}")
+    x = _checked(x)
+    found, batch = survey_inputs.sites(model, x)
+    left_out = walk.unknown_layers(model)
+    for site in found:
+        if site.quantized:
+            left_out[site.name] = "it quantizes its weights itself"
+    unused = set(walk.kernels(model)) - {site.name for site in found}
+    left_out |= dict.fromkeys(sorted(unused), "it is not used on these data")
+    found = [site for site in found if not site.quantized]
+    require(found, "the model has no layer whose weights can be quantized")
+    scores = None if y is None else survey_measure.Scores(model, x, y, batch)
+    forward = _forward_seconds(model, x, batch)
+    layers = []
+    for site in survey_inputs.collected(model, x, found, batch, progress):
+        layers.append(_geometry(site, names, survey_measure))
+    result = {
+        "model": model.name,
+        "images": len(x),
+        "quantizers": names,
+        "layers": layers,
+        "left_out": left_out,
+    }
+    if scores is None:
+        result |= {"accuracy": None, "order": orders(layers, coarsest(names))}
+        result |= {"curve": None, "plan": None, "why_no_accuracy": "there are no labels"}
+    else:
+        result["accuracy"] = scores.accuracy()
+        _accuracies(scores, found, layers, names, progress)
+        planner = Planner(scores, found, layers, names, progress)
+        first = coarsest(names)
+        result["order"] = orders(layers, first)
+        result["curve"] = {
+            "quantizer": first,
+            **{key: planner.curve(order, first) for key, order in result["order"].items()},
+        }
+        result["plan"] = planner.plan(lose)
+        result["correlations"] = rank_correlations(result)
+    result["cost"] = {
+        "seconds": time.perf_counter() - started,
+        "forward_seconds": forward,
+        "peak_memory_mb": _peak_memory_mb(),
+        "batch": batch,
+    }
+    return plain(result)
+
+
+def _checked(x):
+    x = np.asarray(x)
+    require(x.ndim >= 1 and len(x), "there are no data")
+    numeric = np.issubdtype(x.dtype, np.number) or x.dtype == bool
+    require(numeric, f"data must be numbers, not {x.dtype}")
+    require(np.isfinite(x).all(), "the data hold NaN or infinity")
+    return x.astype(np.float32) if x.dtype in (np.float64, bool) else x
+
+
+def _forward_seconds(model, x, batch):
+    """Seconds of one run of the model over all the data, as the survey runs it."""
+    model(x[:1], training=False)
+    started = time.perf_counter()
+    for start in range(0, len(x), batch):
+        model(x[start : start + batch], training=False)
+    return time.perf_counter() - started
+
+
+def _geometry(site, names, measure):
+    """Everything about one layer that needs no labels."""
+    import geometry
+
+    inputs, left_out = measure.inputs_of(site, names)
+    wc = np.asarray(site.kernel.columns(), np.float32)
+    kurtosis = geometry.unit_kurtosis(wc)
+    return {
+        "name": site.name,
+        "type": type(site.layer).__name__,
+        "fan_in": site.fan_in,
+        "units": site.units,
+        "weights": site.fan_in * site.units,
+        "patches": len(site.patches),
+        "kurtosis": float(np.nanmean(kurtosis)) if np.isfinite(kurtosis).any() else math.nan,
+        "first_axis": measure.first_axis(site),
+        "quantizers": measure.weights_of(site, names),
+        "inputs": inputs,
+        "left_out": {f"inputs, {kind}": why for kind, why in left_out.items()},
+    }
+
+
+def _accuracies(scores, found, layers, names, progress):
+    """Add to each layer the accuracies with that layer alone quantized."""
+    from tqdm import tqdm
+
+    from survey_measure import inputs_obstacle
+
+    total = sum(len(names) + len(layer["inputs"]) for layer in layers)
+    with tqdm(total=total, desc="accuracy", unit="run", disable=not progress) as bar:
+        for site, layer in zip(found, layers, strict=True):
+            for name in names:
+                layer["quantizers"][name] |= scores.of_weights(site, name)
+                bar.update()
+            why = inputs_obstacle(site)
+            if why and layer["inputs"]:
+                layer["left_out"]["accuracy with quantized inputs"] = why
+            for kind, values in layer["inputs"].items():
+                if not why:
+                    values["accuracy"] = scores.of_inputs(site, kind, values["scale"])
+                bar.update()
+
+
+def _peak_memory_mb():
+    import resource  # Not on Windows.
+
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def plain(value):
+    """`value` in the types of JSON: nan and infinity become None, as JSON has neither."""
+    if isinstance(value, dict):
+        return {str(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- Does geometry predict harm? --------------------------------------------------------------
+
+
+def rank_correlations(surveyed):
+    """Spearman's ρ over layers between what predicts harm and the accuracy that is lost.
+
+    Parameters
+    ----------
+    surveyed : dict
+        What `survey` returned, or survey.json, of a model with labels.
+
+    Returns
+    -------
+    dict
+        By quantizer, and 'all' over layers and quantizers together: the number of pairs, and ρ of
+        each of `PREDICTORS`, positive where more harm is predicted where more is lost. None where
+        one of the two does not vary. The loss is that without re-estimated batch norm, and under
+        'refitted' with it, where there is one.
+
+    Raises
+    ------
+    ValueError
+        If no accuracy was measured.
+    """
+    base = surveyed["accuracy"]
+    require(base is not None, "harm needs labels: the survey measured no accuracy")
+    found = {}
+    for loss, key in (("loss", "accuracy"), ("refitted", "refitted_accuracy")):
+        rows = {name: [] for name in surveyed["quantizers"]}
+        for layer in surveyed["layers"]:
+            for name, values in layer["quantizers"].items():
+                if key in values:
+                    of_layer = {**values, "kurtosis": layer["kurtosis"]}
+                    rows[name].append((base - values[key], of_layer))
+        if any(rows.values()):
+            rows["all"] = [row for part in rows.values() for row in part]
+            found[loss] = {name: _correlated(part) for name, part in rows.items()}
+    return plain(found)
+
+
+def _correlated(rows):
+    from scipy.stats import spearmanr
+
+    found = {"pairs": len(rows)}
+    for predictor, sign in PREDICTORS.items():
+        pairs = [
+            (sign * values[predictor], loss)
+            for loss, values in rows
+            if values[predictor] is not None and math.isfinite(values[predictor])
+        ]
+        varies = len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs, strict=True))
+        found[predictor] = float(spearmanr(*zip(*pairs, strict=True))[0]) if varies else None
+    return found
+
+
+# --- The model that a plan describes ----------------------------------------------------------
+
+
+def apply(model, plan, x=None):
+    """A copy of a model that is quantized as a plan says.
+
+    Dense becomes `QuantDense` and Conv2D `QuantConv2D`, with the quantizer in place and the float
+    weights as latent weights: these can be fine-tuned. Layers of other types get quantized weights
+    written in.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The one that was surveyed.
+    plan : dict
+        A survey's 'plan', or a dict of quantizers by layer.
+    x : ndarray, optional
+        Images on which batch norm's statistics are re-estimated, as they were when the plan's
+        accuracy was measured. A model that is not functional needs some to be copied.
+
+    Returns
+    -------
+    keras.Model
+        Keras saves it and `checkpoint.open_model` opens it.
+
+    Raises
+    ------
+    ValueError
+        If the plan names a layer that the model lacks, or the model cannot be copied.
+    """
+    import survey_plan
+
+    return survey_plan.apply(model, plan, x)
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
+def parser():
+    cli = argparse.ArgumentParser(
+        prog="survey.py",
+        description="Which layers of a trained Keras model may be held in few bits?",
+        allow_abbrev=False,
+    )
+    cli.add_argument("model", metavar="MODEL.keras", help="the trained model")
+    data = cli.add_mutually_exclusive_group(required=True)
+    data.add_argument("--npz", metavar="FILE", help="arrays x and, if there are labels, y")
+    data.add_argument("--data_set", choices=DATA_SETS, help="its test images, from 0 to 255")
+    cli.add_argument("--data_dir", metavar="DIR", help="folder of the data sets")
+    cli.add_argument("--out", metavar="DIR", help="where to write (default: beside the model)")
+    cli.add_argument("--lose", type=float, default=LOSE, metavar="X", help="points of accuracy")
+    cli.add_argument("--images", type=int, default=IMAGES, metavar="N", help="the first N")
+    cli.add_argument("--quantizers", nargs="+", metavar="NAME", help="some of them (default: all)")
+    cli.add_argument("--save", metavar="FILE.keras", help="also write the plan's quantized model")
+    return cli
+
+
+def read_npz(path, images):
+    """The first images, and labels or None, of an .npz file.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it holds no array x, or pickled objects.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = set(archive.files)
+            arrays = [archive[name] if name in names else None for name in ("x", "y")]
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or no .npz file of numbers: {error}") from None
+    x, y = arrays
+    require(x is not None and x.ndim, f"{path} holds no array x; it holds {', '.join(names)}")
+    require(
+        y is None or (y.ndim and len(y) == len(x)),
+        f"{path}: y has shape {y is not None and y.shape} for {len(x)} rows of x",
+    )
+    # Copies, so that the rest is freed.
+    return x[:images].copy(), None if y is None else y[:images].copy()
+
+
+def check_folder(folder):
+    """Raise ValueError if the files of a survey would replace anything but an earlier survey's."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    require(existing.is_dir(), f"{existing} is no folder: take another --out")
+    require_writable(existing)
+    there = [name for name in FILES if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        earlier = json.loads((folder / "survey.json").read_text(encoding="utf-8"))
+        ours = isinstance(earlier, dict) and {"model", "layers", "plan"} <= earlier.keys()
+    except (OSError, ValueError):
+        ours = False
+    require(ours, f"{folder / there[0]} belongs to no earlier survey: take another --out")
+
+
+def fitting(x, model, reshaped):
+    """The data in the shape that the model takes.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit.
+    """
+    shape = getattr(model, "input_shape", None)
+    if shape is None:
+        return x
+    single = isinstance(shape, tuple) and not any(isinstance(n, tuple) for n in shape)
+    require(single, "the model takes several inputs: one is surveyed")
+    same = len(shape) == x.ndim and all(
+        n in (None, m) for n, m in zip(shape[1:], x.shape[1:], strict=True)
+    )
+    if not same and reshaped and None not in shape[1:]:
+        same = math.prod(shape[1:]) == math.prod(x.shape[1:])
+        x = x.reshape(len(x), *shape[1:]) if same else x
+    require(
+        same, f"the model takes inputs of shape {shape[1:]}, the data have {tuple(x.shape[1:])}"
+    )
+    return x
+
+
+def run(argv):
+    """Do what the command line says; ValueError or OSError where it cannot be done."""
+    args = parser().parse_args(argv)
+    path = Path(args.model)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model {path}")
+    require(args.images >= 1, f"--images must be at least 1, not {args.images}")
+    require(args.lose >= 0 and math.isfinite(args.lose), "--lose must be a number of at least 0")
+    out = Path(args.out) if args.out else path.parent
+    check_folder(out)
+    if args.save:
+        saved = Path(args.save)
+        require(saved.suffix == ".keras", f"--save must name a .keras file, not {saved}")
+        require(not saved.exists(), f"there is a file {saved} already: take another --save")
+    if args.npz:
+        x, y = read_npz(args.npz, args.images)
+    else:
+        data = load_data(args.data_set, args.data_dir)
+        x, y = data.x_test[: args.images], data.y_test[: args.images]
+        del data
+    require(not args.save or y is not None, "--save needs labels: without them there is no plan")
+
+    # Only now, as TensorFlow takes seconds: a wrong argument should be answered at once.
+    from checkpoint import open_model, save
+    from survey_report import html, markdown
+
+    model = open_model(path)
+    x = fitting(x, model, reshaped=args.npz is None)
+    result = survey(model, x, y, args.quantizers, args.lose, progress=True)
+    result["file"] = path.name
+    write_json(out / "survey.json", result)
+    write_text(out / "survey.md", markdown(result))
+    write_text(out / "survey.html", html(result))
+    print(f"{out / 'survey.md'}, survey.json and survey.html are written")
+    if args.save:
+        save(apply(model, result["plan"], x), args.save)
+        print(f"{args.save}: {result['plan']['bytes']:,} bytes of weights once packed")
+
+
+def main(argv=None):
+    """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
+    with one_line_errors("survey.py"):
+        run(sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    main()

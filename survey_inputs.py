@@ -1,0 +1,329 @@
+"""Patches of the inputs of every product of a model, drawn at random in bounded memory.
+
+A patch is what one unit multiplies: a row of a dense layer's inputs, what lies under a kernel. The
+draw depends on the number of images, not on the batches in which they come.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+import products
+import walk
+from utils import require
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+# Patches of one product: one half gives the covariance, the other the correlation.
+ROWS = 4096
+# Floats of one product's patches, and of those that are collected in one pass over the images.
+PRODUCT_FLOATS, PASS_FLOATS = 2**24, 2**26
+# Floats that the inputs and outputs of one batch may take.
+BATCH_FLOATS = 2**26
+LARGEST_BATCH = 100
+
+
+@dataclass
+class Site:
+    """A product of a model, and the patches of its inputs.
+
+    Attributes
+    ----------
+    name : str
+    layer : keras.Layer
+    kernel : products.Kernel
+    fan_in, units : int
+    visits : int
+        How often it is formed in one run of the model: time steps, or uses of a shared layer.
+    positions : int
+        Products of a unit per image and visit.
+    scales : bool
+        Do its inputs grow with the number of images?
+    quantized : bool
+        Does the layer quantize its own weights?
+    patches : ndarray, shape (rows, groups, fan_in)
+    mask : ndarray of bool, shape (rows, taps)
+        Which positions under the kernel lie inside of the image, and are no zero padding.
+    images : ndarray, shape (rows,)
+        From which image each patch is.
+    """
+
+    name: str
+    layer: keras.Layer
+    kernel: products.Kernel
+    fan_in: int
+    units: int
+    visits: int
+    positions: int
+    scales: bool
+    quantized: bool
+    patches: np.ndarray = field(default=None, repr=False)
+    mask: np.ndarray = field(default=None, repr=False)
+    images: np.ndarray = field(default=None, repr=False)
+
+    @property
+    def groups(self):
+        return self.kernel.groups
+
+    def rows(self, images):
+        """How many patches are drawn, and from how many."""
+        count = (images if self.scales else 1) * self.visits * self.positions
+        most = max(2, PRODUCT_FLOATS // (self.groups * self.fan_in))
+        return min(count, ROWS, most), count
+
+    def halves(self):
+        """The numbers of the patches of even and of odd images; all of them of a single image."""
+        odd = self.images % 2 == 1
+        return (~odd, odd) if 0 < odd.sum() < len(odd) else (slice(None), slice(None))
+
+    def grouped(self, columns):
+        """A kernel of shape (..., units) as (groups, fan-in, units of a group)."""
+        matrix = np.asarray(columns, np.float32).reshape(self.fan_in, self.groups, -1)
+        return matrix.transpose(1, 0, 2)
+
+    def wide_mask(self, which):
+        """The mask in a shape that broadcasts to the patches."""
+        mask = self.mask[which]
+        return np.repeat(mask, self.fan_in // mask.shape[1], axis=1)[:, None]
+
+
+# --- Where the products are -------------------------------------------------------------------
+
+
+def sites(model, x):
+    """The products of a model as `Site`s without patches, in the order in which they are formed.
+
+    Returns
+    -------
+    list of Site
+    batch : int
+        How many images may go through the model at once.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model.
+    """
+    kernels = walk.kernels(model) if model.built else {}
+    shapes, first, floats = ({}, {}), {}, 0
+
+    def look(found):
+        def visitor(product):
+            nonlocal floats
+            found.setdefault(product.name, []).append(_leading(product))
+            floats += int(tf.size(product.inputs)) + found[product.name][-1][2]
+            first.setdefault(product.name, product)
+
+        return visitor
+
+    for found, count in zip(shapes, (1, min(2, len(x))), strict=True):
+        floats = 0
+        fitted(walk.visit, model, x[:count], look(found), known_only=True)
+    kernels = kernels or walk.kernels(model)
+    made = []
+    for name, product in first.items():
+        (one, positions, _), (two, *_) = shapes[0][name][0], shapes[1][name][0]
+        scales = len(x) == 1 or two == 2 * one
+        layer, kernel = kernels[name]
+        units = product.kernel.shape[-1]
+        fan_in = int(tf.size(product.kernel)) // units
+        made.append(
+            Site(
+                name,
+                layer,
+                kernel,
+                fan_in,
+                units,
+                visits=len(shapes[0][name]),
+                positions=one * positions,
+                scales=scales,
+                quantized=product.kernel_quantizer is not None,
+            )
+        )
+    return made, max(1, min(LARGEST_BATCH, 2 * BATCH_FLOATS // max(floats, 1)))
+
+
+def fitted(run, model, x, *args, **kwargs):
+    """`run(model, x, ...)`, whose errors mean that the data do not fit."""
+    try:
+        return run(model, x, *args, **kwargs)
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        # Keras prints the reason in bold, among other things.
+        bold = re.search("\x1b\\[1m(.*?)\x1b\\[0m", str(error), re.DOTALL)
+        cause = " ".join((bold[1] if bold else str(error)).split())
+        raise ValueError(
+            f"data of shape {x.shape} and type {x.dtype} do not fit the model: {cause}"
+        ) from None
+
+
+def _leading(product):
+    """Images, positions of each and number of outputs."""
+    count, *sizes = product.inputs.shape[:-1]
+    taps = _taps(product)
+    places = [len(index) for index in taps] if taps else sizes
+    positions = int(np.prod(places, dtype=np.int64))
+    return count, positions, count * positions * product.kernel.shape[-1]
+
+
+# --- Patches ----------------------------------------------------------------------------------
+
+
+def _taps(product):
+    """For each axis of an image: which entry lies under each tap of each output, −1 for none.
+
+    A list of arrays of shape (outputs, taps); empty where it is the last axis that is multiplied.
+    """
+    layer, sizes = product.layer, tuple(product.inputs.shape[1:-1])
+    kinds = keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D
+    transposed = tuple(getattr(keras.layers, f"Conv{rank}DTranspose") for rank in (1, 2, 3))
+    depthwise = keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D
+    separable = keras.layers.SeparableConv1D, keras.layers.SeparableConv2D
+    if product.part == "pointwise_kernel" or not isinstance(
+        layer, (*kinds, *transposed, *depthwise, *separable)
+    ):
+        return []
+    options = layer.kernel_size, layer.strides, layer.dilation_rate
+    outputs = [None] * len(sizes)
+    if isinstance(layer, transposed):
+        outputs = layer.compute_output_shape(product.inputs.shape)[1:-1]
+    return [
+        _axis_taps(n, out, *option, layer.padding)
+        for n, out, *option in zip(sizes, outputs, *options, strict=True)
+    ]
+
+
+def _axis_taps(length, outputs, size, stride, rate, padding):
+    taps = np.arange(size) * rate
+    window = products.Window((size,), (stride,), (rate,), "valid" if padding == "valid" else "same")
+    if outputs is not None:  # Transposed: the outputs of a convolution are its inputs.
+        before = window.outputs_and_padding((outputs,))[0][1][0]
+        where = np.arange(outputs)[:, None] + before - taps
+        index, hit = where // stride, where % stride == 0
+    else:
+        outputs, (before, _) = window.outputs_and_padding((length,))[0]
+        if padding == "causal":
+            before = taps[-1]
+        index = np.arange(outputs)[:, None] * stride + taps - before
+        hit = True
+    return np.where(hit & (index >= 0) & (index < length), index, -1)
+
+
+def patches(product, images, places, groups=1):
+    """Patches of a product's inputs.
+
+    Parameters
+    ----------
+    product : walk.Product
+    images, places : ndarray of int, shape (rows,)
+        Numbers of the images in the batch, and of the positions in the order of the outputs.
+    groups : int
+
+    Returns
+    -------
+    values : ndarray, shape (rows, groups, fan_in)
+    mask : ndarray of bool, shape (rows, taps)
+        False at zero padding.
+    """
+    x, taps = keras.ops.convert_to_numpy(product.inputs), _taps(product)
+    if isinstance(product.layer, keras.layers.Embedding):
+        numbers = x.reshape(len(x), -1)[images, places].astype(int)
+        values = np.zeros((len(numbers), product.kernel.shape[0]), np.float32)
+        values[np.arange(len(numbers)), numbers] = 1
+        return values[:, None], np.ones((len(numbers), 1), bool)
+    if not taps:
+        values = x.reshape(len(x), -1, x.shape[-1])[images, places]
+        return _as_groups(values[:, None], groups), np.ones((len(values), 1), bool)
+    rank, under, inside = len(taps), [], True
+    shape = [len(index) for index in taps]
+    for axis, (index, place) in enumerate(zip(taps, np.unravel_index(places, shape), strict=True)):
+        found = index[place]
+        found = found.reshape(len(found), *(-1 if a == axis else 1 for a in range(rank)))
+        under.append(found)
+        inside = inside & (found >= 0)
+    values = x[(images.reshape(-1, *[1] * rank), *under)].astype(np.float32) * inside[..., None]
+    mask = inside.reshape(len(values), -1)
+    return _as_groups(values.reshape(*mask.shape, x.shape[-1]), groups), mask
+
+
+def _as_groups(values, groups):
+    """(rows, taps, channels) as (rows, groups, taps times channels of a group)."""
+    rows, taps, channels = values.shape
+    parts = values.reshape(rows, taps, groups, channels // groups).transpose(0, 2, 1, 3)
+    return parts.reshape(rows, groups, -1).astype(np.float32)
+
+
+def collected(model, x, found, batch, progress=False):
+    """Yield the sites with their patches, block by block, so that memory is bounded.
+
+    Parameters
+    ----------
+    model : keras.Model
+    x : ndarray, shape (n, ...)
+    found : list of Site
+    batch : int
+        Images at a time.
+    progress : bool
+
+    Yields
+    ------
+    Site
+        Its patches are gone once the next block begins.
+    """
+    blocks = [[]]
+    taken = 0
+    for site in found:
+        floats = site.rows(len(x))[0] * site.groups * site.fan_in
+        if blocks[-1] and taken + floats > PASS_FLOATS:
+            blocks.append([])
+            taken = 0
+        blocks[-1].append(site)
+        taken += floats
+    with tqdm(total=len(blocks) * len(x), desc="inputs", unit="image", disable=not progress) as bar:
+        for number, block in enumerate(blocks):
+            _collect(model, x, block, batch, number, bar)
+            for site in block:
+                yield site
+                site.patches = site.mask = None
+
+
+def _collect(model, x, block, batch, number, bar):
+    wanted, parts = {}, {site.name: [] for site in block}
+    for k, site in enumerate(block):
+        rows, count = site.rows(len(x))
+        chosen = np.random.default_rng((number, k)).choice(count, rows, replace=False)
+        chosen.sort()
+        image, rest = np.divmod(chosen, site.visits * site.positions)
+        wanted[site.name] = (site, image, *np.divmod(rest, site.positions))
+    visits = {}
+
+    def take(product):
+        if product.name not in wanted:
+            return
+        site, image, visit, place = wanted[product.name]
+        turn = visits[product.name] = visits.get(product.name, -1) + 1
+        first, last = (start, start + batch) if site.scales else (0, 1)
+        if not site.scales and start:
+            return
+        rows = np.flatnonzero((visit == turn) & (image >= first) & (image < last))
+        if not len(rows):
+            return
+        # Inputs may hold several rows of an image along the first axis.
+        share = site.positions * (min(last, len(x)) - first) // product.inputs.shape[0]
+        where = (image[rows] - first) * site.positions + place[rows]
+        values, mask = patches(product, *np.divmod(where, share), site.groups)
+        parts[product.name].append((values, mask, image[rows] if site.scales else place[rows]))
+
+    for start in range(0, len(x), batch):
+        visits.clear()
+        walk.visit(model, x[start : start + batch], take, known_only=True)
+        bar.update(len(x[start : start + batch]))
+    for site in block:
+        site.patches, site.mask, site.images = map(
+            np.concatenate, zip(*parts.pop(site.name), strict=True)
+        )
+        require(
+            np.isfinite(site.patches).all(), f"the inputs of layer {site.name} hold NaN or infinity"
+        )

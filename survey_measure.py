@@ -1,0 +1,368 @@
+"""What quantizing one layer of a model does: to its weights, its dot products, the accuracy.
+
+`weights_of` and `inputs_of` need no labels; `Scores` measures accuracies with one layer changed.
+"""
+
+import contextlib
+import math
+
+import geometry
+import walk
+from graph_ops import LloydMax, Uniform
+from stream import refit_batch_norm
+from survey_inputs import fitted
+from utils import require
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.optimize import brentq
+from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.stats import norm
+
+# Images on which batch norm's statistics are re-estimated.
+REFIT_IMAGES = 500
+TENSOR = "_per_tensor"
+BITS = (2, 3, 4, 8)
+# Every quantizer at a scale of its own: sign and the ternary quantizer, whose threshold is 0.612
+# standard deviations, are Lloyd and Max's of two and three levels.
+KINDS = {
+    "sign": lambda **scale: LloydMax(2, **scale),
+    "ternary": lambda **scale: LloydMax(3, **scale),
+    **{f"lloyd_max_{b}": lambda b=b, **scale: LloydMax(2**b, **scale) for b in BITS},
+    **{f"uniform_{b}": lambda b=b, **scale: Uniform(b, **scale) for b in BITS},
+}
+NAMES = (*KINDS, *(kind + TENSOR for kind in KINDS))
+
+
+def quantizer_named(name):
+    """The quantizer of a name in `NAMES`, with a scale per unit unless the name says per tensor.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    kind = name.removesuffix(TENSOR)
+    require(kind in KINDS, f"there is no quantizer {name!r}; known are {', '.join(NAMES)}")
+    return KINDS[kind](per_unit=not name.endswith(TENSOR))
+
+
+def packed_bytes(site, quantizer):
+    """What a layer's kernel takes in the bits of a quantizer, with its scales, or as float32."""
+    weights = site.fan_in * site.units
+    if quantizer is None:
+        return 4 * weights
+    scales = site.units if quantizer.get_config()["per_unit"] else 1
+    return math.ceil(weights * quantizer.bits / 8) + 4 * scales
+
+
+# --- Geometry ---------------------------------------------------------------------------------
+
+
+def theory(quantizer, fan_in, ratio):
+    """Angle in radians that Gaussian weights have with their quantized form.
+
+    Parameters
+    ----------
+    quantizer : LloydMax or Uniform
+    fan_in : int
+        Of the unit; only the sign's formula depends on it.
+    ratio : float
+        Scale over root mean square, which the uniform quantizer's formula takes.
+    """
+    if isinstance(quantizer, LloydMax):
+        if quantizer.levels == 2:
+            return float(geometry.angle_moments(fan_in)[0])
+        return float(np.arccos(geometry.quantizer_cosine(quantizer.levels)))
+    # The scale is the largest weight: none lies beyond it.
+    limit = _truncation(ratio)
+    steps = quantizer.levels // 2
+    values = np.arange(-steps, steps + 1) * (limit / steps)
+    edges = np.concatenate(([-limit], (values[1:] + values[:-1]) / 2, [limit]))
+    mass, along = np.diff(norm.cdf(edges)), -np.diff(norm.pdf(edges))
+    power = np.sum(mass * values**2) * (mass.sum() - 2 * limit * norm.pdf(limit))
+    return float(np.arccos(min(np.sum(values * along) / np.sqrt(power), 1)))
+
+
+def _truncation(ratio):
+    """Where a Gaussian is cut off whose largest entry is `ratio` times its root mean square."""
+
+    def excess(limit):
+        mass = 2 * norm.cdf(limit) - 1
+        return limit / np.sqrt(1 - 2 * limit * norm.pdf(limit) / mass) - ratio
+
+    # Cut off close to zero it is uniform, where the ratio is √3.
+    return brentq(excess, 0.02, ratio) if ratio > 1.74 else 0.02
+
+
+def _sqnr(exact, quantized):
+    noise, signal = (np.sum(np.square(v, dtype=np.float64)) for v in (exact - quantized, exact))
+    return 10 * math.log10(signal / noise) if noise > 0 < signal else math.nan
+
+
+def unit_r(x, y):
+    """Mean over units of the correlation of dot products, arrays of shape (groups, rows, units)."""
+    x, y = (v.transpose(1, 0, 2).reshape(v.shape[1], -1) for v in (x, y))
+    statistics = geometry.DotProductStatistics(x.shape[1]).update(x, y)
+    r, (xx, yy, _) = statistics.unit_correlations(), statistics.comoments
+    # Where quantizing has left nothing that varies, nothing of the unit is left.
+    return _mean(np.where((xx > 0) & (yy == 0), 0, r))
+
+
+def _mean_angle(exact, quantized, axis=0):
+    """Mean angle in degrees; a vector that has become zero is at right angles."""
+    angles = geometry.angle(exact, quantized, axis)
+    gone = np.any(exact, axis) & ~np.any(quantized, axis)
+    return math.degrees(_mean(np.where(gone, np.pi / 2, angles)))
+
+
+def _mean(values):
+    values = np.asarray(values)[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def first_axis(site):
+    """Share of the variance of a layer's inputs along their first principal axis."""
+    rows = site.patches[site.halves()[0]].transpose(1, 0, 2).astype(np.float64)
+    rows -= rows.mean(axis=1, keepdims=True)
+    shares = []
+    for group in rows:
+        total, d = np.sum(group**2), group.shape[1]
+        if total == 0:
+            continue
+        if min(d, len(group)) <= 64:
+            square = group.T @ group if d <= len(group) else group @ group.T
+            largest = np.linalg.eigvalsh(square)[-1]
+        else:
+            start = np.random.default_rng(0).standard_normal(d)
+            operator = LinearOperator((d, d), lambda v, g=group: g.T @ (g @ v), dtype=np.float64)
+            largest = eigsh(operator, 1, v0=start, return_eigenvectors=False, tol=1e-6)[0]
+        shares.append(largest / total)
+    return _mean(shares)
+
+
+def weights_of(site, names):
+    """Angles, r and SQNR of one layer's weights under each quantizer.
+
+    Parameters
+    ----------
+    site : survey_inputs.Site
+        With its patches.
+    names : sequence of str
+        Quantizers.
+
+    Returns
+    -------
+    dict
+        By quantizer: angle_deg, theory_deg, bound_deg (the least that a code of as many bits can
+        reach on Gaussian weights), sqnr_db, r over the patches of odd images and predicted_r from
+        the covariance of the patches of even images, both means over units, and bytes.
+    """
+    wc = tf.cast(site.kernel.columns(), tf.float32)
+    exact = wc.numpy()
+    # wᵇᵀCwᶜ is the covariance of the two dot products over the patches that C is of: C itself, of
+    # fan-in squared numbers, need not be formed.
+    halves = [site.patches[half].transpose(1, 0, 2) for half in site.halves()]
+    dots = [half @ site.grouped(exact) for half in halves]
+    rms = np.sqrt(np.mean(np.square(exact.reshape(-1, site.units)), axis=0))
+    found = {}
+    for name in names:
+        quantizer = quantizer_named(name)
+        wq = quantizer(wc).numpy()
+        ratios = np.ravel(quantizer.scale(wc).numpy()) / np.where(rms > 0, rms, np.nan)
+        predicted, r = (
+            unit_r(dot, half @ site.grouped(wq)) for dot, half in zip(dots, halves, strict=True)
+        )
+        found[name] = {
+            "angle_deg": _mean_angle(*(w.reshape(-1, site.units) for w in (exact, wq))),
+            "theory_deg": math.degrees(theory(quantizer, site.fan_in, _mean(ratios))),
+            "bound_deg": math.degrees(geometry.rate_distortion_angle(math.log2(quantizer.levels))),
+            "sqnr_db": _sqnr(exact, wq),
+            "predicted_r": predicted,
+            "r": r,
+            "bytes": packed_bytes(site, quantizer),
+        }
+    return found
+
+
+def inputs_of(site, names):
+    """The same of one layer's inputs: A^q·w against A·w; the scale is that of the whole tensor.
+
+    Returns
+    -------
+    found : dict
+        By quantizer: angle_deg of whole patches, theory_deg, sqnr_db, r, and the scale, which is
+        that of the patches of even images.
+    left_out : dict
+        By quantizer the reason why it has no place in `found`.
+    """
+    kinds = list(dict.fromkeys(name.removesuffix(TENSOR) for name in names))
+    if isinstance(site.layer, keras.layers.Embedding):
+        return {}, dict.fromkeys(kinds, "its inputs are numbers of rows")
+    calibration, half = site.halves()
+    used = site.patches[calibration][
+        np.broadcast_to(site.wide_mask(calibration), site.patches[calibration].shape)
+    ]
+    rms, largest = (
+        float(np.sqrt(np.mean(np.square(used, dtype=np.float64)))),
+        float(np.abs(used).max()),
+    )
+    if largest == 0:
+        return {}, dict.fromkeys(kinds, "its inputs are zero")
+    lowest = used.min()
+    rows, inside = site.patches[half], site.wide_mask(half)
+    kernel = site.grouped(site.kernel.columns().numpy())
+    exact = rows.transpose(1, 0, 2) @ kernel
+    found, left_out = {}, {}
+    for kind in kinds:
+        scale = largest if kind.startswith("uniform") else rms
+        quantizer = KINDS[kind](scale=scale)
+        if quantizer.levels == 2 and lowest >= 0:
+            left_out[kind] = "its inputs are never negative: their sign says nothing"
+            continue
+        # Zero padding comes after the quantizer: it stays zero.
+        quantized = quantizer(tf.constant(rows)).numpy() * inside
+        flat = [v.reshape(-1, site.fan_in) for v in (rows, quantized)]
+        found[kind] = {
+            "angle_deg": _mean_angle(*flat, axis=1),
+            "theory_deg": math.degrees(theory(quantizer, site.fan_in, scale / rms)),
+            "sqnr_db": _sqnr(rows, quantized),
+            "r": unit_r(exact, quantized.transpose(1, 0, 2) @ kernel),
+            "scale": scale,
+        }
+    return found, left_out
+
+
+# --- Accuracy ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def quantized_weights(sites, names):
+    """Meanwhile each of the `sites` has the weights that its quantizer in `names` makes of them.
+
+    None in place of a name leaves a layer as it is.
+    """
+    before = [site.kernel.variable.numpy() for site in sites]
+    try:
+        for site, name in zip(sites, names, strict=True):
+            if name is not None:
+                write_quantized(site.kernel, quantizer_named(name))
+        yield
+    finally:
+        for site, weights in zip(sites, before, strict=True):
+            site.kernel.variable.assign(weights)
+
+
+def write_quantized(kernel, quantizer):
+    """Put quantized weights in the place of a kernel."""
+    kernel.variable.assign(kernel.in_place(quantizer(kernel.columns())))
+
+
+class Scores:
+    """The accuracy of a model, again and again, on the same images.
+
+    Parameters
+    ----------
+    model : keras.Model
+    x, y : ndarray
+        `y` holds a class for each of the model's vectors of scores.
+    batch : int
+        Images at a time.
+
+    Attributes
+    ----------
+    norms : list of keras.layers.BatchNormalization
+
+    Raises
+    ------
+    ValueError
+        If the labels do not match.
+    """
+
+    def __init__(self, model, x, y, batch):
+        self.model, self.x, self.batch = model, x, batch
+        y = np.asarray(y)
+        if y.ndim > 1 and y.shape[-1] == 1:
+            y = y[..., 0]
+        require(len(y) == len(x), f"there are {len(y)} labels for {len(x)} images")
+        require(np.issubdtype(y.dtype, np.integer), f"labels must be whole numbers, not {y.dtype}")
+        outputs = fitted(lambda model, x: model(x, training=False), model, x[:1])
+        require(tf.is_tensor(outputs), "the model has several outputs: accuracy needs one")
+        classes = outputs.shape[-1]
+        wanted = (len(x), *outputs.shape[1:-1])
+        require(classes > 1, "the model has a single output: accuracy needs a score per class")
+        require(
+            y.shape == wanted, f"labels of shape {y.shape} for scores of shape {(*wanted, classes)}"
+        )
+        require(
+            y.min() >= 0 and y.max() < classes,
+            f"labels from {y.min()} to {y.max()} for {classes} classes",
+        )
+        self.y = y
+        self.norms = [
+            layer
+            for layer in model._flatten_layers(include_self=False)
+            if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        self._run = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+
+    def accuracy(self, eager=False):
+        """Share of labels that have the highest score.
+
+        Where a layer's call was replaced, only an `eager` run sees it.
+        """
+        run = (lambda x: self.model(x, training=False)) if eager else self._run
+        right = 0
+        for start in range(0, len(self.x), self.batch):
+            part = slice(start, start + self.batch)
+            scores = run(tf.convert_to_tensor(self.x[part])).numpy()
+            right += np.count_nonzero(scores.argmax(axis=-1) == self.y[part])
+        return float(right / self.y.size)
+
+    @contextlib.contextmanager
+    def refitted(self):
+        """Meanwhile batch norm has the statistics of the network as it is now."""
+        before = [[v.numpy() for v in (n.moving_mean, n.moving_variance)] for n in self.norms]
+        try:
+            refit_batch_norm(self.model, self.x[: max(self.batch, self._refit_images())])
+            yield
+        finally:
+            for layer, (mean, variance) in zip(self.norms, before, strict=True):
+                layer.moving_mean.assign(mean)
+                layer.moving_variance.assign(variance)
+
+    def _refit_images(self):
+        # All of them pass a layer before the next: they are kept, a batch for every hundred.
+        return min(REFIT_IMAGES, 5 * self.batch)
+
+    def of_weights(self, site, name):
+        """Accuracy with one layer's weights quantized: as it is, and with batch norm refitted."""
+        return self.of_plan([site], [name])
+
+    def of_plan(self, sites, names):
+        """Accuracy with the weights of several layers quantized, as a dict."""
+        with quantized_weights(sites, names):
+            found = {"accuracy": self.accuracy()}
+            if self.norms:
+                with self.refitted():
+                    found["refitted_accuracy"] = self.accuracy()
+        return found
+
+    def of_inputs(self, site, kind, scale):
+        """Accuracy with one layer's inputs quantized at a fixed scale."""
+        quantizer = KINDS[kind](scale=scale)
+        with walk.inputs_changed(site.layer, lambda x: quantizer(tf.convert_to_tensor(x))):
+            return self.accuracy(eager=True)
+
+
+def inputs_obstacle(site):
+    """Why the inputs of this product alone cannot be quantized in a run, or an empty string."""
+    if isinstance(site.layer, keras.layers.Embedding):
+        return "its inputs are numbers of rows"
+    if site.kernel.part == "recurrent_kernel":
+        return "the state is used beside the product, too"
+    if site.kernel.part == "pointwise_kernel":
+        return "its inputs are inside of the layer"
+    return ""

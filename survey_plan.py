@@ -1,0 +1,192 @@
+"""Layers in order of harm, accuracy against bytes, a plan, and the model that it describes."""
+
+import dataclasses
+import math
+
+import graph_ops
+import walk
+from stream import refit_batch_norm
+from survey_measure import TENSOR, packed_bytes, quantizer_named, write_quantized
+from utils import require
+
+# isort: split
+import keras
+from tqdm import tqdm
+
+# --- Order and curve --------------------------------------------------------------------------
+
+
+def harm(layer, name):
+    """Predicted harm of a quantizer in a layer, 1 − r; more than any where r is not known."""
+    r = layer["quantizers"][name]["predicted_r"]
+    return 2.0 if r is None or math.isnan(r) else 1 - r
+
+
+def best(accuracies):
+    """The accuracy with batch norm re-estimated, where there is one, or the other."""
+    return accuracies.get("refitted_accuracy", accuracies["accuracy"])
+
+
+def coarsest(names):
+    """The quantizer of fewest levels: in its order the layers are quantized."""
+    return min(names, key=lambda name: (quantizer_named(name).levels, name.endswith(TENSOR)))
+
+
+def orders(layers, name):
+    """Names of the layers from least harm to most: predicted and, with labels, measured."""
+    found = {"predicted": sorted(layers, key=lambda layer: harm(layer, name))}
+    if all("accuracy" in layer["quantizers"][name] for layer in layers):
+        found["measured"] = sorted(layers, key=lambda layer: -best(layer["quantizers"][name]))
+    return {key: [layer["name"] for layer in order] for key, order in found.items()}
+
+
+class Planner:
+    """Accuracies and bytes of a model some of whose layers are quantized.
+
+    Parameters
+    ----------
+    scores : survey_measure.Scores
+    sites : list of survey_inputs.Site
+    layers : list of dict
+        As `survey.survey` lists them, in the order of `sites`.
+    names : sequence of str
+        Quantizers.
+    progress : bool
+    """
+
+    def __init__(self, scores, sites, layers, names, progress=False):
+        self.scores, self.layers, self.progress = scores, layers, progress
+        self.sites = {site.name: site for site in sites}
+        # Of two equal choices the one with a scale per unit is never worse.
+        per_unit = [name for name in names if not name.endswith(TENSOR)]
+        self.names = per_unit or list(names)
+        self.float_bytes = 4 * scores.model.count_params()
+
+    def point(self, chosen):
+        """Bytes and accuracies with the quantizers `chosen`, a dict by layer."""
+        chosen = {name: quantizer for name, quantizer in chosen.items() if quantizer}
+        sites = [self.sites[name] for name in chosen]
+        found = self.scores.of_plan(sites, chosen.values())
+        return {"bytes": self.bytes_of(chosen), **found}
+
+    def bytes_of(self, chosen):
+        saved = (
+            packed_bytes(self.sites[name], None)
+            - packed_bytes(self.sites[name], quantizer_named(quantizer))
+            for name, quantizer in chosen.items()
+            if quantizer
+        )
+        return self.float_bytes - sum(saved)
+
+    def curve(self, order, name):
+        """A point after each layer that is quantized with `name`, in this order."""
+        chosen, points = {}, [{"layer": None, **self.point({})}]
+        for layer in tqdm(order, desc="curve", unit="layer", disable=not self.progress):
+            chosen[layer] = name
+            points.append({"layer": layer, **self.point(chosen)})
+        return points
+
+    def choice(self, limit):
+        """For each layer the quantizer of fewest bytes whose predicted harm is within `limit`."""
+        chosen = {}
+        for layer in self.layers:
+            within = [name for name in self.names if harm(layer, name) <= limit]
+            cost = lambda name: layer["quantizers"][name]["bytes"]  # noqa: B023, E731
+            chosen[layer["name"]] = min(within, key=cost) if within else None
+        return chosen
+
+    def plan(self, lose):
+        """The fewest bytes that cost at most `lose` points of accuracy.
+
+        One limit on the predicted harm holds for all layers; bisection finds the largest that the
+        measured accuracy allows.
+
+        Returns
+        -------
+        dict
+            lose, limit, float_accuracy, float_bytes, bytes, accuracy, refitted_accuracy,
+            quantizers by layer (None: float32), and every point that was tried.
+        """
+        base = self.point({})
+        limits = sorted({harm(layer, name) for layer in self.layers for name in self.names})
+        low, high, tried = -1, len(limits), []
+        chosen, found = dict.fromkeys(self.sites), base
+        with tqdm(desc="plan", unit="point", disable=not self.progress) as bar:
+            while high - low > 1:
+                middle = (low + high) // 2
+                candidate = self.choice(limits[middle])
+                point = self.point(candidate)
+                tried.append({"limit": limits[middle], **point})
+                bar.update()
+                if best(point) >= base["accuracy"] - lose / 100 - 1e-9:
+                    low, chosen, found = middle, candidate, point
+                else:
+                    high = middle
+        return {
+            "lose": lose,
+            "limit": limits[low] if low >= 0 else 0.0,
+            "float_accuracy": base["accuracy"],
+            "float_bytes": self.float_bytes,
+            **found,
+            "quantizers": chosen,
+            "tried": sorted(tried, key=lambda point: point["limit"]),
+        }
+
+
+# --- The model that a plan describes ----------------------------------------------------------
+
+_QUANTIZED = {
+    keras.layers.Dense: graph_ops.QuantDense,
+    keras.layers.Conv2D: graph_ops.QuantConv2D,
+    graph_ops.QuantDense: graph_ops.QuantDense,
+    graph_ops.QuantConv2D: graph_ops.QuantConv2D,
+}
+
+
+def apply(model, plan, x=None):
+    """A copy of a model that is quantized as a plan says; see `survey.apply`."""
+    chosen = {name: q for name, q in plan.get("quantizers", plan).items() if q}
+    kernels = walk.kernels(model)
+    unknown = [name for name in chosen if name not in kernels]
+    require(not unknown, f"the model has no layer {', '.join(unknown)}")
+    by_layer = {id(kernels[name][0]): quantizer_named(q) for name, q in chosen.items()}
+    copy = _copied(model, by_layer, x)
+    copy.set_weights(model.get_weights())
+    places = {id(variable): number for number, variable in enumerate(model.weights)}
+    quantizing = {
+        id(layer.latent_kernel)
+        for layer in copy._flatten_layers(include_self=False)
+        if getattr(layer, "kernel_quantizer", None) is not None
+    }
+    for name, quantizer in chosen.items():
+        kernel = kernels[name][1]
+        variable = copy.weights[places[id(kernel.variable)]]
+        if id(variable) not in quantizing:
+            write_quantized(
+                dataclasses.replace(kernel, variable=variable), quantizer_named(quantizer)
+            )
+    if x is not None:
+        refit_batch_norm(copy, x)
+    return copy
+
+
+def _copied(model, quantizers, x):
+    """A copy whose layers have the kernel quantizers of `quantizers`, by id, if their type can."""
+
+    def clone(layer):
+        kind = _QUANTIZED.get(type(layer))
+        config = layer.get_config()
+        if kind is None or id(layer) not in quantizers:
+            return type(layer).from_config(config)
+        quantizer = keras.saving.serialize_keras_object(quantizers[id(layer)])
+        return kind.from_config({**config, "kernel_quantizer": quantizer})
+
+    if walk.graph_of(model) is not None:
+        return keras.models.clone_model(model, clone_function=clone, recursive=True)
+    require(x is not None, f"the model {model.name} is not functional: it is copied only with x")
+    try:
+        copy = type(model).from_config(model.get_config())
+        copy(x[:1])
+    except Exception as error:  # Whatever the class of someone else raises.
+        raise ValueError(f"the model {model.name} cannot be copied: {error}") from None
+    return copy

@@ -1,0 +1,186 @@
+"""A survey as Markdown and as one page of HTML, from what survey.json holds."""
+
+import base64
+import io
+from pathlib import Path
+
+import jinja2
+
+from survey_figures import plot_curve, plot_harm, plot_layers, plot_plan, shown
+from utils import markdown_table
+
+# isort: split
+import matplotlib.pyplot as plt
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+HEAD = ("layer", "type", "d", "units", "axis 1", "κ")
+COLUMNS = (
+    ("angle", "angle_deg", "{:.2f}°"),
+    ("theory", "theory_deg", "{:.2f}°"),
+    ("bound", "bound_deg", "{:.2f}°"),
+    ("SQNR", "sqnr_db", "{:.1f} dB"),
+    ("predicted r", "predicted_r", "{:.4f}"),
+    ("r", "r", "{:.4f}"),
+    ("bytes", "bytes", "{:,}"),
+    ("accuracy", "accuracy", "{:.2%}"),
+    ("batch norm re-estimated", "refitted_accuracy", "{:.2%}"),
+)
+INPUT_COLUMNS = (
+    *(column for column in COLUMNS if column[1] in ("angle_deg", "theory_deg", "sqnr_db", "r")),
+    ("accuracy", "accuracy", "{:.2%}"),
+)
+
+
+def bits_of(name):
+    """Bits per weight of a quantizer's name; 32 for None."""
+    if name is None:
+        return 32
+    kind = name.removesuffix("_per_tensor")
+    return {"sign": 1, "ternary": 2}.get(kind) or int(kind.rpartition("_")[2])
+
+
+def _shown(form, value):
+    return "–" if value is None else form.format(value)
+
+
+def tables(surveyed):
+    """What the report shows, as a list of (title, remark, head, rows)."""
+    layers = surveyed["layers"]
+    found = [("Layers", "", HEAD, [_about(layer) for layer in layers])]
+    if surveyed["plan"]:
+        found.append(_plan_table(surveyed["plan"]))
+    for name in surveyed["quantizers"]:
+        rows = [(layer["name"], layer["quantizers"][name]) for layer in layers]
+        found.append((f"Weights: {name}", "", *_table(rows, COLUMNS)))
+    for kind in dict.fromkeys(kind for layer in layers for kind in layer["inputs"]):
+        rows = [(layer["name"], layer["inputs"].get(kind, {})) for layer in layers]
+        remark = "One scale for all inputs of the layer."
+        found.append((f"Inputs: {kind}", remark, *_table(rows, INPUT_COLUMNS)))
+    found += _correlation_tables(surveyed)
+    reasons = [(name, "the layer", why) for name, why in surveyed["left_out"].items()]
+    reasons += [
+        (layer["name"], what, why) for layer in layers for what, why in layer["left_out"].items()
+    ]
+    if surveyed["accuracy"] is None:
+        reasons.append(("all", "accuracy, curve, plan", surveyed["why_no_accuracy"]))
+    if reasons:
+        found.append(("Left out", "", ("layer", "what", "why"), reasons))
+    return found
+
+
+def _about(layer):
+    axis, kurtosis = _shown("{:.0%}", layer["first_axis"]), _shown("{:.2f}", layer["kurtosis"])
+    return layer["name"], layer["type"], layer["fan_in"], layer["units"], axis, kurtosis
+
+
+def _table(rows, columns):
+    """Head and rows, without the columns of which no layer has anything."""
+    columns = [c for c in columns if any(values.get(c[1]) is not None for _, values in rows)]
+    head = ("layer", *(title for title, *_ in columns))
+    return head, [
+        (name, *(_shown(form, values.get(key)) for _, key, form in columns))
+        for name, values in rows
+    ]
+
+
+def _plan_table(plan):
+    accuracy = plan.get("refitted_accuracy", plan["accuracy"])
+    remark = (
+        f"At most {plan['lose']:g} points of accuracy are lost: {accuracy:.2%} of "
+        f"{plan['float_accuracy']:.2%}, with {plan['bytes']:,} bytes of {plan['float_bytes']:,}."
+    )
+    rows = [(name, chosen or "float32", bits_of(chosen)) for name, chosen in _chosen(plan)]
+    return "Plan", remark, ("layer", "quantizer", "bits"), rows
+
+
+def _chosen(plan):
+    return plan["quantizers"].items()
+
+
+def _correlation_tables(surveyed):
+    for loss, by_name in surveyed.get("correlations", {}).items():
+        names = [key for key in next(iter(by_name.values())) if key != "pairs"]
+        rows = [
+            (name, values["pairs"], *(_shown("{:+.2f}", values[key]) for key in names))
+            for name, values in by_name.items()
+        ]
+        with_norm = " with batch norm re-estimated" if loss == "refitted" else ""
+        yield (
+            f"Spearman's ρ with the accuracy lost{with_norm}",
+            "Positive where more harm is predicted and more is lost.",
+            ("quantizer", "pairs", *names),
+            rows,
+        )
+
+
+def summary(surveyed):
+    """The report's first lines."""
+    cost, order = surveyed["cost"], surveyed["order"]
+    lines = [
+        f"{surveyed['images']:,} images in {cost['seconds']:.0f} s; the model alone takes "
+        f"{cost['forward_seconds']:.1f} s. Peak memory {cost['peak_memory_mb']:,} MB."
+    ]
+    if surveyed["accuracy"] is not None:
+        lines.append(f"Accuracy {surveyed['accuracy']:.2%}.")
+    for which, names in order.items():
+        lines.append(f"From least to most harm, {which}: {', '.join(names)}.")
+    return lines
+
+
+def markdown(surveyed):
+    """survey.md."""
+    lines = [f"# Survey of {surveyed.get('file', surveyed['model'])}", ""]
+    for line in summary(surveyed):
+        lines += [line, ""]
+    for title, remark, head, rows in tables(surveyed):
+        lines += [f"## {title}", ""]
+        lines += [remark, ""] if remark else []
+        escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+        lines += [*markdown_table(head, escaped), ""]
+    return "\n".join(lines)
+
+
+# --- HTML -------------------------------------------------------------------------------------
+
+
+def figures(surveyed):
+    """Titles and figures of a survey."""
+    layers, names = surveyed["layers"], shown(surveyed["quantizers"])
+    angles = ("angle_deg", "angle(w, w quantized), degrees", "theory_deg", "Gaussian theory")
+    yield "Angles of the weights", plot_layers(layers, names, *angles)
+    r = ("r", "r of dot products", "predicted_r", "predicted from the covariance")
+    yield "Correlation of the dot products", plot_layers(layers, names, *r)
+    if surveyed["accuracy"] is None:
+        return
+    accuracy = ("accuracy", "accuracy, this layer alone quantized")
+    yield "Accuracy", plot_layers(layers, names, *accuracy)
+    yield "Predicted and measured harm", plot_harm(surveyed, names)
+    plan = surveyed["plan"]
+    key = "refitted_accuracy" if "refitted_accuracy" in plan else "accuracy"
+    yield "Accuracy against bytes", plot_curve(surveyed["curve"], plan, key)
+    yield "The plan", plot_plan(layers, plan, bits_of)
+
+
+def _inline(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def html(surveyed):
+    """survey.html: one page that needs no other file."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = [(title, _inline(figure)) for title, figure in figures(surveyed)]
+    return environment.get_template("survey.html").render(
+        title=f"Survey of {surveyed.get('file', surveyed['model'])}",
+        lines=summary(surveyed),
+        figures=drawn,
+        tables=tables(surveyed),
+    )
