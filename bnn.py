@@ -623,3 +623,12 @@ class BinaryNeuralNetwork:
             If they do not fit, or hold NaN or infinity.
         """
         checkpoint.load_weights(self.model, path)
+
+    def export(self, folder, about=None):
+        """Write the network to `folder` as C, SavedModel, LiteRT, ONNX and QONNX.
+
+        See `export.export`.
+        """
+        from export import export
+
+        return export(self, folder, about)

@@ -17,12 +17,15 @@ from checkpoint import saved_parameters
 from data.download_data import download
 from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_data, missing_files
 from distribute.cluster import WEIGHTS, cluster_from_environment
+from export import FORMATS
+from export import check as check_export
 from run_folder import CHECKPOINT, GEOMETRY, HISTORY, RECORD, STATE, RunFolder, difference
 from utils import (
     NETWORK_NAMES,
     RECIPES,
     NetworkParams,
     TrainingParams,
+    file_digest,
     one_line_errors,
     require,
     require_packable,
@@ -75,6 +78,8 @@ def parser():
     add(files, "--pack", "off", packing, action="store_true")
     compact = "also write the checkpoint at half its size, beside it"
     add(files, "--compact", "off", compact, action="store_true")
+    exporting = "also write the network as C and in other programs' formats into this folder"
+    add(files, "--export", "off", exporting, metavar="DIR")
 
     net = cli.add_argument_group("network")
     add(net, "--network", network.network, "the paper's, or with shortcuts", choices=NETWORK_NAMES)
@@ -316,7 +321,9 @@ def checked(argv):
         check_checkpoint_fits(args.param_file, data_set)
     if "pack" in args:
         require_packable(network)
-    for flag in ("pack", "compact"):
+    if "export" in args:
+        check_export(network, args.export)
+    for flag in ("pack", "compact", "export"):
         trained = training.epochs or "param_file" in args or flag not in args
         require(trained, f"--{flag} needs a trained network")
     both = "resume" in args and "overwrite" in args
@@ -425,6 +432,8 @@ def finish(args, bnn, data, checkpoint, folder):
         print(f"{compact}: {compact.stat().st_size} bytes")
     if "pack" in args:
         pack(bnn, folder / f"{name}.packed", data.x_test, data.y_test)
+    if "export" in args:
+        export(bnn, args.export, getattr(args, "data_set", "cifar-10"), accuracy, checkpoint)
     print(f"test accuracy {accuracy:.4f}")
     print(checkpoint or "no checkpoint: nothing was trained")
 
@@ -446,6 +455,21 @@ def pack(bnn, path, x, y):
         f"packed into {path}: {path.stat().st_size} bytes, test accuracy {accuracy:.4f}, "
         f"{rates[1]:.0f} images/s (float32: {rates[0]:.0f})"
     )
+
+
+def export(bnn, folder, data_set, accuracy, checkpoint):
+    """Write the network to `folder` in all forms whose packages are installed."""
+    about = {
+        "data_set": data_set,
+        "test_accuracy": round(accuracy, 4),
+        "checkpoint": Path(checkpoint).name,
+        "checkpoint_sha256": file_digest(checkpoint, "sha256"),
+    }
+    made = bnn.export(folder, about)
+    print(f"exported to {folder}: {', '.join(FORMATS[name][0] for name in made)}")
+    for name, (_, package) in FORMATS.items():
+        if name not in made:
+            print(f"no {name}: it needs {package}, which requirements-export.txt installs")
 
 
 def main(argv=None):
