@@ -41,6 +41,8 @@ class RunFolder:
     def __exit__(self, *error):
         """Let other processes write there again."""
         if self._lock is not None:
+            # Before it is released: who opened it meanwhile still finds it locked.
+            (self.path / LOCK).unlink(missing_ok=True)
             self._lock.close()
 
     def __truediv__(self, name):

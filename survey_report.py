@@ -5,9 +5,9 @@ import io
 from pathlib import Path
 
 import jinja2
+from tabulate import tabulate
 
 from survey_figures import plot_curve, plot_harm, plot_layers, plot_plan, shown
-from utils import markdown_table
 
 # isort: split
 import matplotlib.pyplot as plt
@@ -136,7 +136,7 @@ def markdown(surveyed):
         lines += [f"## {title}", ""]
         lines += [remark, ""] if remark else []
         escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-        lines += [*markdown_table(head, escaped), ""]
+        lines += [tabulate(escaped, head, "github", disable_numparse=True, stralign=None), ""]
     return "\n".join(lines)
 
 

@@ -92,12 +92,6 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def markdown_table(head, rows):
-    """Lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
-
-
 def file_digest(path, algorithm="md5"):
     """Hexadecimal digest of the file at `path`."""
     with open(path, "rb") as file:

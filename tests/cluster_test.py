@@ -71,7 +71,7 @@ def any_model(strategy):
     model = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(8, 3),
+            keras.layers.Conv2D(8, 3, use_bias=False),
             keras.layers.BatchNormalization(synchronized=True),
             keras.layers.Flatten(),
             QuantDense(10, input_quantizer="clip"),
