@@ -24,6 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("sign", "ternary", "uniform_4", "sign_per_tensor", "uniform_2_per_tensor")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Layers start from the same weights in every run."""
+    keras.utils.set_random_seed(0)
+
+
 def random(*shape, seed=0):
     # Each channel has a mean and a size of its own.
     rng = np.random.default_rng(seed)
