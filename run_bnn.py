@@ -326,6 +326,9 @@ def checked(argv):
     for flag in ("pack", "compact", "export"):
         trained = training.epochs or "param_file" in args or flag not in args
         require(trained, f"--{flag} needs a trained network")
+    for flag in ("resume", "overwrite"):
+        # An evaluation would clear the run and put none in its place.
+        require(training.epochs or flag not in args, f"--{flag} needs a training: --epochs is 0")
     both = "resume" in args and "overwrite" in args
     require(not both, "--resume and --overwrite exclude each other: give one")
     return args, data_set, network, training
