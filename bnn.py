@@ -145,8 +145,8 @@ def paper_network(x, out_dim, params, layers):
     Convolutions, each with pooling where `params` says so and then batch norm, and fully connected
     layers with batch norm. The quantizers of activations sit on the layers that read them.
     """
-    for filters, pool in zip(params.conv, params.max_pool, strict=True):
-        x = layers.conv(x, filters)
+    for filters, stride, pool in zip(params.conv, params.strides, params.max_pool, strict=True):
+        x = layers.conv(x, filters, stride)
         x = layers.norm(layers.pool(x) if pool else x)
     return _fully_connected(x, out_dim, params, layers)
 
@@ -155,11 +155,12 @@ def residual_network(x, out_dim, params, layers):
     """The paper's network with a shortcut around every convolution but the first.
 
     Float activations are added to the output of batch norm, as in Bi-Real Net (Liu et al. 2018,
-    arXiv 1808.00278). Where the paper's network pools, the convolution has the stride 2, and the
-    shortcut is a quantized 1×1 convolution of this stride.
+    arXiv 1808.00278). Where the paper's network pools, the convolution has twice the stride, and
+    the shortcut is a quantized 1×1 convolution of this stride.
     """
-    for number, (filters, halves) in enumerate(zip(params.conv, params.max_pool, strict=True)):
-        strides = 2 if halves else 1
+    sizes = zip(params.conv, params.strides, params.max_pool, strict=True)
+    for number, (filters, stride, halves) in enumerate(sizes):
+        strides = 2 * stride if halves else stride
         y = layers.norm(layers.conv(x, filters, strides))
         if number > 0:
             same = strides == 1 and x.shape[-1] == filters

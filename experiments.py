@@ -38,7 +38,8 @@ def rotation_correlations(network, x, x_train):
     layer = network.layers[0]
     statistics = network.first_patches(x_train)
     covariance, d = statistics.covariance, statistics.d
-    patches = sampled_patches(scaled(x[:COVARIANCE_IMAGES]), Window(layer.kernel_size), 0)
+    window = Window(layer.kernel_size, layer.strides)
+    patches = sampled_patches(scaled(x[:COVARIANCE_IMAGES]), window, 0)
     patches = patches.reshape(-1, d)
     w = layer.latent_kernel.numpy().reshape(d, -1)
     whitening = geometry.whitening(covariance, WHITENING_FLOOR * np.diag(covariance).mean())

@@ -85,6 +85,7 @@ def parser():
     add(net, "--network", network.network, "the paper's, or with shortcuts", choices=NETWORK_NAMES)
     add(net, "--conv", network.conv, "filters of each convolutional layer", **several)
     add(net, "--filter_size", network.filter_size, "height and width of the filters", **whole)
+    add(net, "--stride", network.stride, "of each conv layer, or one for all", **several)
     add(net, "--max_pool", (0, 1, 0, 1, 0, 1), "per conv layer: 1 for 2×2 pooling", **several)
     add(net, "--fc", network.fc, "units of each fully connected layer", **several)
     add(net, "--levels", 2, "2 for binary, 3 for ternary", type=int, choices=(2, 3))

@@ -195,6 +195,8 @@ class NetworkParams:
         Filters of each convolutional layer; may be empty.
     filter_size : int
         Height and width of every filter.
+    stride : int or sequence of int
+        Of rows and columns in each convolutional layer: one for all, or one per layer.
     max_pool : sequence of bool
         One entry per convolutional layer: is it followed by 2×2 max pooling?
     fc : sequence of int
@@ -228,6 +230,7 @@ class NetworkParams:
 
     conv: tuple = (128, 128, 256, 256, 512, 512)
     filter_size: int = 3
+    stride: int | tuple = 1
     max_pool: tuple = (False, True, False, True, False, True)
     fc: tuple = (1024, 1024)
     bin_weights: bool | tuple = True
@@ -249,6 +252,7 @@ class NetworkParams:
             is_whole(self.filter_size) and self.filter_size >= 1,
             f"filter_size must be a whole number of at least 1, not {self.filter_size!r}",
         )
+        self._check_stride()
         self._check_switches()
         self._check_thresholds()
         require(
@@ -273,6 +277,15 @@ class NetworkParams:
             self.network in NETWORK_NAMES,
             f"network must be one of {', '.join(NETWORK_NAMES)}, not {self.network!r}",
         )
+
+    def _check_stride(self):
+        stride = self.stride if isinstance(self.stride, tuple) else (self.stride,)
+        _require_sizes("stride", stride)
+        require(
+            len(stride) in (1, len(self.conv)),
+            f"stride must be one number, or one per conv layer: {len(self.conv)}, not {stride!r}",
+        )
+        object.__setattr__(self, "stride", stride[0] if len(set(stride)) == 1 else stride)
 
     def _check_switches(self):
         pool = self.max_pool
@@ -313,11 +326,11 @@ class NetworkParams:
         """Fan-in and output units of each layer, for images of shape `in_dim`."""
         height, width, channels = in_dim
         shapes = []
-        for filters, pool in zip(self.conv, self.max_pool, strict=True):
+        for filters, stride, pool in zip(self.conv, self.strides, self.max_pool, strict=True):
             shapes.append((self.filter_size**2 * channels, filters))
             channels = filters
-            if pool:
-                height, width = -(-height // 2), -(-width // 2)
+            for step in (stride, 2 if pool else 1):
+                height, width = -(-height // step), -(-width // step)
         units = (height * width * channels, *self.fc, out_dim)
         return [*shapes, *itertools.pairwise(units)]
 
@@ -325,6 +338,11 @@ class NetworkParams:
     def layers(self):
         """Number of layers with weights."""
         return len(self.conv) + len(self.fc) + 1
+
+    @property
+    def strides(self):
+        """Stride of each convolutional layer."""
+        return self.stride if isinstance(self.stride, tuple) else (self.stride,) * len(self.conv)
 
     def per_layer(self, name):
         """`bin_weights` or `bin_acts` as a tuple with one entry per layer."""

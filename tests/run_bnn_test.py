@@ -245,6 +245,8 @@ WRONG = {
     "loss_mode": (["--loss_mode", "l2"], "invalid choice"),
     "conv": (["--conv", "0", "8", "--max_pool", "0", "1"], "conv must hold"),
     "conv against max_pool": (["--conv", "8"], "max_pool needs one entry per conv layer: 1"),
+    "stride": (["--stride", "0"], "stride must hold whole numbers of at least 1"),
+    "stride per layer": (["--stride", "2", "1"], "stride must be one number, or one per"),
     "max_pool": (["--conv", "8", "--max_pool", "3"], "max_pool must hold 0 or 1"),
     "fc": (["--fc", "-3"], "fc must hold"),
     "filter_size": (["--filter_size", "0"], "filter_size must be"),

@@ -48,6 +48,16 @@ def test_parameters_survive_json():
     assert hash(params)
 
 
+def test_a_stride_is_that_of_all_layers_or_of_each():
+    layers = {"conv": [4, 5], "max_pool": [0, 1], "fc": [6]}
+    assert NetworkParams(**layers) == NetworkParams(**layers, stride=[1, 1])
+    assert NetworkParams(**layers, stride=2).strides == (2, 2)
+    params = NetworkParams(**layers, stride=[2, 3])
+    assert NetworkParams(**json.loads(json.dumps(params.__dict__))) == params
+    # 28 → 14 → 5 → 3 by the strides 2 and 3 and the pooling.
+    assert params.layer_shapes((28, 28, 1), 10)[2:] == [(3 * 3 * 5, 6), (6, 10)]
+
+
 def test_one_bool_stands_for_all_layers():
     assert NetworkParams(bin_acts=[True] * 9) == NetworkParams()
     assert NetworkParams(bin_weights=False).per_layer("bin_weights") == (False,) * 9

@@ -395,15 +395,16 @@ def convolution_seconds(plan, precision, batch):
     dtype = "bfloat16" if precision == "mixed_bfloat16" else "float32"
     shapes = plan.network.layer_shapes(plan.in_dim, 10)
     size, (height, width, channels) = plan.network.filter_size, plan.in_dim
-    layers = []
+    strides, layers = plan.network.strides, []
     for i, (fan_in, units) in enumerate(shapes):
         convolutional = i < len(plan.network.conv)
         kernel = (size, size, channels, units) if convolutional else (fan_in, units)
         inputs = (batch, height, width, channels) if convolutional else (batch, fan_in)
         layers.append([_signs(inputs, dtype), _signs(kernel, dtype)])
         channels = units
-        if convolutional and plan.network.max_pool[i]:
-            height, width = -(-height // 2), -(-width // 2)
+        if convolutional:
+            step = strides[i] * (2 if plan.network.max_pool[i] else 1)
+            height, width = -(-height // step), -(-width // step)
 
     @tf.function
     def products(layers):
@@ -412,7 +413,7 @@ def convolution_seconds(plan, precision, batch):
             with tf.GradientTape() as tape:
                 tape.watch([inputs, kernel])
                 if kernel.shape.rank == 4:
-                    out = tf.nn.conv2d(inputs, kernel, 1, "SAME")
+                    out = tf.nn.conv2d(inputs, kernel, strides[i], "SAME")
                 else:
                     out = tf.matmul(inputs, kernel)
             # Images have no gradient.
