@@ -180,7 +180,7 @@ def fit(
     batch_size = min(params.batch_size, len(x))
     # What the loss is a mean of.
     terms = batch_size * (_classes(model, x) if params.loss_mode == "hinge-loss" else 1)
-    _compile(model, params, terms)
+    compile_for(model, params, terms)
     devices.on_chief(strategy, checkpoint.restore_state, model, state, params)
     own = []
     if devices.is_chief(strategy):
@@ -204,7 +204,8 @@ def _classes(model, x):
     return model(x[:1]).shape[-1]  # A subclassed model tells no shape.
 
 
-def _compile(model, params, terms):
+def compile_for(model, params, terms):
+    """Compile a model as `fit` does. `terms`: of how many terms the loss of a batch is a mean."""
     model.compile(
         LatentAdam(params.lr_start, clip=1 / terms),
         loss_named(params.loss_mode),
@@ -230,7 +231,7 @@ def _on_devices_of(strategy, model, params, batch_size, terms):
     )
     with strategy.scope():
         copy = type(model).from_config(model.get_config())
-        _compile(copy, params, terms)
+        compile_for(copy, params, terms)
     for one, all_ in zip(_state_of(model), _state_of(copy), strict=True):
         all_.assign(devices.from_chief(strategy, one.numpy()))
     yield copy

@@ -1,8 +1,13 @@
 """Which precision to train in: bfloat16 where it is faster and does not kill the process."""
 
+import contextlib
+import hashlib
+import json
+import os
 import pathlib
 import subprocess
 import sys
+from importlib import metadata
 
 import utils  # First: its settings are read when TensorFlow is imported.
 
@@ -11,72 +16,107 @@ import tensorflow as tf
 
 # How much faster bfloat16 must be to be worth its rounding.
 WORTHWHILE = 1.2
-TRIAL_SECONDS = 120
-# Leaf 0x1D of CPUID describes the tiles of AMX. A virtual machine that shows AMX but not this leaf
-# makes oneDNN's bfloat16 matmul die with SIGILL (oneDNN issue 5689).
-TILE_LEAF = 0x1D
+TRIAL_SECONDS = 300
+ROOT = pathlib.Path(__file__).parent.parent
+# Environment variables that change how TensorFlow computes.
+SETTINGS = ("LD_PRELOAD", "ONEDNN", "DNNL", "OMP", "TF_", "XLA")
 
-_TRIAL = """
-import statistics, time
+_ALIVE = """
 import utils
 import tensorflow as tf
 
-def seconds(dtype):
-    image, kernel = tf.ones((16, 16, 16, 256), dtype), tf.ones((3, 3, 256, 256), dtype)
-    matrix = tf.ones((1024, 1024), dtype)
-    step = tf.function(lambda: (tf.nn.conv2d(image, kernel, 1, "SAME"), tf.matmul(matrix, matrix)))
-    def once():
-        start = time.perf_counter()
-        [part.numpy() for part in step()]
-        return time.perf_counter() - start
-    once()
-    return statistics.median(once() for _ in range(5))
-
-print(seconds("float32") / seconds("bfloat16"))
+image, kernel = tf.ones((1, 8, 8, 64), "bfloat16"), tf.ones((3, 3, 64, 64), "bfloat16")
+tf.function(lambda: (tf.nn.conv2d(image, kernel, 1, "SAME"), tf.matmul(kernel, kernel)))()
 """
 
 
-def bfloat16_speedup():
-    """Time of a convolution and a matmul in float32 over that in bfloat16.
+def _child(*arguments):
+    """What Python prints with these arguments in the project's folder; None if it dies."""
+    command = [sys.executable, *arguments]
+    try:
+        child = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=TRIAL_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return child.stdout if child.returncode == 0 else None
 
-    Measured in a child process with this one's environment, so that an illegal instruction kills
-    only the child.
+
+def survives_bfloat16():
+    """Does TensorFlow survive a convolution and a matmul in bfloat16 on this machine?
+
+    A child process tries: a virtual machine that shows AMX but not leaf 0x1D of CPUID, which
+    describes its tiles, makes oneDNN die with SIGILL (oneDNN issue 5689).
+    """
+    return _child("-c", _ALIVE) is not None
+
+
+def bfloat16_speedup():
+    """Time of a training step in float32 over that in bfloat16, from `tools.step_trial`.
+
+    The result is kept in a file of the user's cache, and measured anew when the processor, the
+    settings, the versions or the code of `fast` change.
 
     Returns
     -------
     float
-        0 if the child died.
+        0 if the trial was killed or took too long.
     """
-    command = [sys.executable, "-c", _TRIAL]
-    folder = pathlib.Path(__file__).parent.parent
+    key, path = _machine(), _cache()
+    kept = _read(path)
+    if key not in kept:
+        printed = _child("-m", "tools.step_trial")
+        kept[key] = float(printed.split()[-1]) if printed else 0.0
+        with contextlib.suppress(OSError):  # Without a home the next training tries again.
+            utils.write_json(path, kept)
+    return kept[key]
+
+
+def _cache():
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "binary-network-geometry" / "step_trial.json"
+
+
+def _read(path):
     try:
-        child = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=TRIAL_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return 0.0
-    return float(child.stdout.split()[-1]) if child.returncode == 0 else 0.0
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    valid = isinstance(kept, dict) and all(isinstance(value, float) for value in kept.values())
+    return kept if valid else {}
 
 
-def bfloat16_signs(cpuinfo="/proc/cpuinfo"):
-    """What the processor's feature bits say of fast bfloat16: 'fast', 'none' or 'doubtful'.
+def _machine():
+    """All that the result of a trial depends on, as a line of text."""
+    fields = cpu_fields()
+    settings = sorted(item for item in os.environ.items() if item[0].startswith(SETTINGS))
+    code = b"".join(path.read_bytes() for path in sorted((ROOT / "fast").glob("*.py")))
+    flags = " ".join(sorted(fields.get("flags", "").split()))
+    parts = (
+        fields.get("model name"),
+        fields.get("cpuid level"),
+        hashlib.md5(flags.encode()).hexdigest(),
+        os.cpu_count(),
+        *(metadata.version(name) for name in ("tensorflow", "keras")),
+        hashlib.md5(code).hexdigest(),
+        settings,
+    )
+    return ", ".join(map(str, parts))
 
-    Parameters
-    ----------
-    cpuinfo : path-like
-        In the format of Linux; without such a file the signs are doubtful.
-    """
+
+def cpu_fields(cpuinfo="/proc/cpuinfo"):
+    """The fields of the last processor in a file of Linux's format; empty without the file."""
     try:
         lines = pathlib.Path(cpuinfo).read_text(encoding="utf-8").splitlines()
     except OSError:
-        return "doubtful"
-    fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-    flags = fields.get("flags", "").split()
-    if not flags:
-        return "doubtful"
-    if {"amx_tile", "amx_bf16"} <= set(flags):
-        return "fast" if int(fields.get("cpuid level", 0)) >= TILE_LEAF else "doubtful"
-    return "doubtful" if "avx512_bf16" in flags else "none"
+        return {}
+    return dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+
+
+def may_have_fast_bfloat16(cpuinfo="/proc/cpuinfo"):
+    """False only if the processor's flags tell that it has no products in bfloat16."""
+    flags = cpu_fields(cpuinfo).get("flags", "").split()
+    return not flags or not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def gpu_has_bfloat16():
@@ -110,18 +150,16 @@ def choose_precision(wanted, cpuinfo="/proc/cpuinfo"):
         return wanted, "as asked for"
     if gpu_has_bfloat16():
         return "mixed_bfloat16", "the GPU has bfloat16 tensor cores"
-    signs = bfloat16_signs(cpuinfo)
-    if wanted == "auto" and signs == "fast":
-        return "mixed_bfloat16", "the processor has AMX"
-    if wanted == "auto" and signs == "none":
+    if wanted == "mixed_bfloat16":
+        survives = survives_bfloat16()
+        utils.require(
+            survives, "bfloat16 kills TensorFlow on this machine: take --precision float32"
+        )
+        return wanted, "as asked for"
+    if not may_have_fast_bfloat16(cpuinfo):
         return "float32", "the processor has no fast bfloat16"
     speedup = bfloat16_speedup()
-    if wanted == "mixed_bfloat16":
-        utils.require(
-            speedup, "bfloat16 kills TensorFlow on this machine: take --precision float32"
-        )
-        return wanted, f"as asked for; {speedup:.1f} × the speed of float32 in a trial"
     if not speedup:
-        return "float32", "a trial of bfloat16 was killed: this machine hides half of its AMX"
+        return "float32", "bfloat16 failed in a trial: this machine may hide half of its AMX"
     policy = "mixed_bfloat16" if speedup >= WORTHWHILE else "float32"
-    return policy, f"bfloat16 ran at {speedup:.1f} × the speed of float32 in a trial"
+    return policy, f"in a trial a step in bfloat16 was {speedup:.1f} × as fast as in float32"

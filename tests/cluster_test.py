@@ -140,9 +140,9 @@ def start(devices, precisions, path, environment=None):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What one process, two workers and two mirrored devices end with, by name."""
-    from fast.precision import bfloat16_speedup
+    from fast.precision import survives_bfloat16
 
-    precisions = ["mixed_bfloat16"] if bfloat16_speedup() else []
+    precisions = ["mixed_bfloat16"] if survives_bfloat16() else []
     folder = tmp_path_factory.mktemp("compared")
 
     def ended(processes):

@@ -12,7 +12,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 @pytest.fixture(scope="session")
 def runs_bfloat16():
     """Skip the test, by name, where bfloat16 would kill its process."""
-    from fast.precision import bfloat16_speedup
+    from fast.precision import survives_bfloat16
 
-    if not bfloat16_speedup():
+    if not survives_bfloat16():
         pytest.skip("bfloat16 kills TensorFlow on this machine")

@@ -131,10 +131,12 @@ def test_the_table_has_a_row_for_each_number_of_workers():
 
 def test_the_rate_comes_from_the_benchmark(tmp_path):
     path = tmp_path / "benchmark.json"
-    rows = [{"images_per_s": 40.0}, {"skipped": "no bfloat16"}, {"images_per_s": 60.0}]
-    path.write_text(json.dumps({"training": rows}), encoding="utf-8")
+    rows = [{"median": 40.0}, {"what": "the process died"}, {"median": 60.0}]
+    rows = [{"part": "training"} | row for row in rows]
+    rows.append({"part": "inference", "median": 900.0})
+    path.write_text(json.dumps({"rows": rows}), encoding="utf-8")
     assert workers.measured_rate(path) == 60
-    for content in ("", "[]", "{}", '{"training": []}', '{"training": [{"skipped": 1}]}'):
+    for content in ("", "[]", "{}", '{"rows": []}', '{"rows": [{"part": "training"}]}'):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="give --rate"):
             workers.measured_rate(path)

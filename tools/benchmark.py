@@ -1,10 +1,11 @@
-"""How fast are training, XNOR matmul and the packed network on this machine?
+"""How fast are training, packed networks and XNOR products on this machine, beside others?
 
-python -m tools.benchmark            # everything: a quarter of an hour on two cores
-python -m tools.benchmark --quick    # fewer repeats: under two minutes on two idle cores
+python -m tools.benchmark                 # a quarter of an hour on two idle cores
+python -m tools.benchmark --quick         # fewer repeats: under two minutes
+python -m tools.benchmark --peers DIR     # other libraries beside this one, in turns
 
-All rates are medians. What is compared takes turns in one process, so that a machine that slows
-down slows all of it down.
+Each rate is a median, with the lowest and the highest reading beside it. What is compared takes
+turns, so that a machine that slows down slows all of it down.
 """
 
 import argparse
@@ -12,11 +13,14 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import io
+import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import statistics
+import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -26,16 +30,32 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from utils import RECIPES, NetworkParams, TrainingParams, one_line_errors, write_json
+from utils import (
+    RECIPES,
+    NetworkParams,
+    TrainingParams,
+    one_line_errors,
+    require,
+    require_writable,
+    write_json,
+)
 
 PROGRAM = "python -m tools.benchmark"
 PARTS = ("training", "matmul", "inference")
-# bfloat16 that runs at less than this share of float32's speed is not worth the wait.
-SLOWEST_BFLOAT16 = 0.2
-# Words that `resident_popcounts` counts for each word that it loads.
-RESIDENT_WORDS = 64
+RESULTS = Path("results/benchmark")
 # Of CIFAR-10.
 TRAINING_IMAGES = 50_000
+# Words that `popcount_limit` counts for each word that it loads.
+RESIDENT_WORDS = 64
+# The programs in the folder of `--peers` that train or infer with the paper's network, by name:
+# the interpreter in that folder, and the arguments. Each prints "… N images/s".
+PEERS = {
+    "Larq, bfloat16": ("bin/python", "larq_train.py --precision mixed_bfloat16"),
+    "Larq, float32": ("bin/python", "larq_train.py --precision float32"),
+    "PyTorch, bfloat16": ("torch/bin/python", "torch_train.py --precision bfloat16"),
+    "PyTorch, float32": ("torch/bin/python", "torch_train.py --precision float32"),
+}
+PEER_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -45,21 +65,20 @@ class Plan:
     Parameters
     ----------
     repeats : int
-        Times that each contender is timed.
+        Number of readings of each contender.
     matmuls : sequence of (M, K, N)
-        (M, K) by (K, N).
+        Shapes (M, K) by (K, N).
     in_dim : (height, width, channels)
     network : NetworkParams
     images : sequence of int
         Batch sizes of the inference.
     levels : sequence of {2, 3}
-        Of the networks that infer.
+        Levels of the networks that infer.
     batches : sequence of int
         Batch sizes of the training. Whole epochs are measured on the last.
     group : int
-        Training steps between two readings of the clock.
+        Number of training steps in a reading.
     epoch_images : int
-        In an epoch.
     """
 
     repeats: int = 9
@@ -87,8 +106,8 @@ def timed(call):
     return time.perf_counter() - start
 
 
-def interleaved(contenders, repeats):
-    """Time contenders in turn.
+def in_turns(contenders, repeats):
+    """Time contenders in turns.
 
     Parameters
     ----------
@@ -98,17 +117,17 @@ def interleaved(contenders, repeats):
 
     Returns
     -------
-    dict
-        For each (first, median, best): seconds of the first call, which compiles, and of the
-        later ones.
+    dict of lists
+        Seconds of each contender's calls. The first one compiles and stands apart.
     """
-    first = {name: timed(call) for name, call in contenders.items()}
-    rounds = [{name: timed(call) for name, call in contenders.items()} for _ in range(repeats)]
-    return {
-        name: (first[name], statistics.median(later), min(later))
-        for name in contenders
-        for later in [[times[name] for times in rounds]]
-    }
+    rounds = [{name: timed(call) for name, call in contenders.items()} for _ in range(repeats + 1)]
+    return {name: [times[name] for times in rounds] for name in contenders}
+
+
+def rate(work, seconds):
+    """Median, lowest and highest of work over seconds."""
+    rates = sorted(work / taken for taken in seconds)
+    return {"median": statistics.median(rates), "low": rates[0], "high": rates[-1]}
 
 
 def in_child(function, *args):
@@ -124,27 +143,13 @@ def in_child(function, *args):
         return pool.submit(function, *args).result()
 
 
-def why_no_bfloat16():
-    """The reason not to measure bfloat16 on this machine, or None."""
-    from fast import precision
-
-    if precision.gpu_has_bfloat16():
-        return None
-    speedup = precision.bfloat16_speedup()
-    if not speedup:
-        return "bfloat16 kills TensorFlow on this machine"
-    if speedup < SLOWEST_BFLOAT16:
-        return f"bfloat16 runs at {speedup:.2f} × the speed of float32"
-    return None
+# --- Matrix products --------------------------------------------------------------------------
 
 
-# --- XNOR matmul ------------------------------------------------------------------------------
-
-
-def resident_popcounts(count=2**20):
+def popcount_limit(count=2**20):
     """What no matmul on words can exceed: XNOR, popcount and sum of words in registers.
 
-    `xnor_matmul`'s loop, compiled by the same compiler for all cores, but every word that is
+    It is `xnor_matmul`'s loop, compiled by the same compiler for all cores, but every word that is
     loaded meets `RESIDENT_WORDS` others.
 
     Returns
@@ -169,80 +174,45 @@ def resident_popcounts(count=2**20):
     return partial(mismatches, loaded, resident), count * RESIDENT_WORDS * 2 * bits.WORD_BITS
 
 
-def matmul_rates(plan, obstacle=None):
-    """Tera-operations/s of `xnor_matmul` and `tf.matmul`, a dict for each shape of the plan.
+def matmul_rows(plan):
+    """Tera-operations/s of `tf.matmul` and `xnor_matmul`, and of `popcount_limit` beside them.
 
-    A multiply-add is two operations; `limit` is that of `resident_popcounts`. Weights and
-    activations are packed already, as between the layers of a packed network.
+    A multiply-add is two operations. The inputs of `xnor_matmul` are packed, as between the layers
+    of a packed network.
     """
     import numpy as np
     import tensorflow as tf
 
     from fast import bits
 
-    multiply, rows = tf.function(tf.matmul), []
+    multiply, calls, operations = tf.function(tf.matmul), {}, {}
     for m, k, n in plan.matmuls:
         rng = np.random.default_rng(k)
         a, w = (tf.constant(rng.choice(np.float32([-1, 1]), (size, k))) for size in (m, n))
-        operations, contenders = 2 * m * k * n, {}
-        for dtype in ("float32", *([] if obstacle else ["bfloat16"])):
-            factors = tf.cast(a, dtype), tf.cast(tf.transpose(w), dtype)
-            contenders[dtype] = partial(multiply, *factors), operations
         packed = bits.pack_bits(a), bits.pack_bits(w)
-        contenders["xnor"] = partial(bits.xnor_matmul, *packed, k), operations
-        contenders["limit"] = resident_popcounts()
-        times = interleaved(
-            {name: partial(_finish, call) for name, (call, _) in contenders.items()}, plan.repeats
-        )
-        seconds = {name: median for name, (_, median, _) in times.items()}
-        seconds["limit"] = times["limit"][-1]  # What is exceeded now and then is no limit.
-        rates = {name: contenders[name][1] / taken / 1e12 for name, taken in seconds.items()}
-        rows.append({"shape": [m, k, n], **rates})
-    return rows
-
-
-def _finish(call):
-    # One number of the result: waits for a device, copies next to nothing.
-    call()[:1].numpy()
+        shape = f"{m} × {k} × {n}"
+        calls[shape, "float32"] = partial(multiply, a, tf.transpose(w))
+        calls[shape, "XNOR"] = partial(bits.xnor_matmul, *packed, k)
+        operations |= dict.fromkeys([(shape, "float32"), (shape, "XNOR")], 2 * m * k * n)
+    calls["popcount", "limit"], operations["popcount", "limit"] = popcount_limit()
+    # One number of the result: this waits for a device, and copies next to nothing.
+    finished = {key: lambda call=call: call()[:1].numpy() for key, call in calls.items()}
+    seconds = in_turns(finished, plan.repeats)
+    return [
+        {
+            "what": f"{kind} {shape}",
+            "unit": "tera-operations/s",
+            **rate(operations[shape, kind] / 1e12, taken[1:]),
+        }
+        for (shape, kind), taken in seconds.items()
+    ]
 
 
 # --- Inference --------------------------------------------------------------------------------
 
 
-def bfloat16_forward(network):
-    """The forward pass of `network` with its products in bfloat16, as a function of images."""
-    import keras
-    import tensorflow as tf
-
-    import bnn
-    import walk
-
-    training = dataclasses.replace(network.training_params, precision="mixed_bfloat16")
-    twin = bnn.BinaryNeuralNetwork(
-        network.in_dim, network.out_dim, network.network_params, training
-    )
-    twin.model.set_weights(network.model.get_weights())
-    graph = walk.graph_of(twin.model)
-
-    @tf.function
-    def forward(x):
-        tensors = dict(zip(graph.inputs, [x], strict=True))
-        for step in graph.steps:
-            if walk.forms_product(step.layer):
-                step.run(tensors, training=True)  # In bfloat16.
-                continue
-            if step.layer in twin.norms:
-                for number in step.reads:
-                    tensors[number] = tf.cast(tensors[number], tf.float32)
-            step.run(tensors)
-        (scores,) = graph.outputs
-        return tensors[scores]
-
-    return lambda x: keras.ops.convert_to_numpy(forward(tf.constant(x)))
-
-
-def inference_rates(plan, obstacle=None):
-    """Images/s of float32 `predict`, bfloat16 and the packed network, and the weights' bytes."""
+def inference_rows(plan):
+    """Images/s of float32 `predict` and of the packed network, and the bytes of the weights."""
     import numpy as np
 
     import bnn
@@ -250,35 +220,31 @@ def inference_rates(plan, obstacle=None):
     x = np.random.default_rng(0).integers(0, 256, (max(plan.images), *plan.in_dim), np.uint8)
     rows = []
     for levels in plan.levels:
-        network = bnn.BinaryNeuralNetwork(
-            plan.in_dim, 10, dataclasses.replace(plan.network, levels=levels, threshold=None)
-        )
+        params = dataclasses.replace(plan.network, levels=levels, threshold=None)
+        network = bnn.BinaryNeuralNetwork(plan.in_dim, 10, params)
         packed = bnn.PackedNetwork.from_network(network)
         with tempfile.TemporaryDirectory() as folder:
             packed.save(Path(folder) / "network.packed")
             packed_bytes = (Path(folder) / "network.packed").stat().st_size
-        forwards = {"float32": network.predict, "packed": packed.predict}
-        if not obstacle:
-            forwards["bfloat16"] = bfloat16_forward(network)
+        sizes = {"float32": 4 * network.weight_count, "packed": packed_bytes}
         for batch in plan.images:
             images = x[:batch]
-            times = interleaved(
-                {name: partial(forward, images) for name, forward in forwards.items()},
-                plan.repeats,
-            )
-            rows.append(
-                {
-                    "kind": network.network_params.kind,
-                    "batch": batch,
-                    "images_per_s": {
-                        name: batch / median for name, (_, median, _) in times.items()
-                    },
-                    "first_call_s": {name: first for name, (first, *_) in times.items()},
-                    "equal": np.array_equal(network.predict(images), packed.predict(images)),
-                    "float32_bytes": 4 * network.weight_count,
-                    "packed_bytes": packed_bytes,
-                }
-            )
+            forwards = {
+                "float32": partial(network.predict, images),
+                "packed": partial(packed.predict, images),
+            }
+            equal = np.array_equal(*(forward() for forward in forwards.values()))
+            for name, seconds in in_turns(forwards, plan.repeats).items():
+                rows.append(
+                    {
+                        "what": f"{network.network_params.kind} network, {name}",
+                        "batch": batch,
+                        "unit": "images/s",
+                        **rate(batch, seconds[1:]),
+                        "equal scores": equal,
+                        "bytes of weights": sizes[name],
+                    }
+                )
     return rows
 
 
@@ -286,18 +252,10 @@ def inference_rates(plan, obstacle=None):
 
 
 def training_rates(plan, precision, batch):
-    """Rates, memory and time by kind of operation of the training at one batch size.
+    """Rates, first step and memory of the training at one batch size, as a row.
 
-    Everything runs through Keras' own `fit`. The resident batch is one batch over and over, as
-    peers are measured; a whole epoch comes out of the input pipeline, shuffled.
-
-    Returns
-    -------
-    dict
-        `convolutions_images_per_s` is what the forward pass and both gradients of the network's
-        convolutions and matmuls alone would allow, in the framework's own kernels, in the same
-        dtype and process. `by_kind` has milliseconds of a step by kind of operation, as the
-        profiler sees them: operations overlap, so the sum may exceed the step.
+    Everything runs through Keras' own `fit`. The batch is the same one over and over, as peers are
+    measured. A whole epoch comes out of the input pipeline, shuffled.
     """
     import numpy as np
     import tensorflow as tf
@@ -307,66 +265,53 @@ def training_rates(plan, precision, batch):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (plan.epoch_images, *plan.in_dim), np.uint8)
     y = rng.integers(0, 10, len(x))
-    network = bnn.BinaryNeuralNetwork(
-        plan.in_dim,
-        10,
-        plan.network,
-        TrainingParams(epochs=1, batch_size=batch, precision=precision),
-    )
+    params = TrainingParams(epochs=1, batch_size=batch, precision=precision)
+    network = bnn.BinaryNeuralNetwork(plan.in_dim, 10, plan.network, params)
 
     def fit(*args, **options):
+        clock = _epoch_clock()
         with contextlib.redirect_stdout(io.StringIO()):  # No progress bar.
-            network.fit(*args, **options)
+            network.fit(*args, callbacks=[clock], **options)
+        return clock.seconds
 
-    clock = _epoch_clock()
-    fit(x[:batch], y[:batch], callbacks=[clock])
-    (first_step,) = clock.seconds
-
-    resident = tf.data.Dataset.from_tensors((x[:batch], y[:batch])).repeat()
-
-    def steps(groups):
-        clock = _epoch_clock()
-        options = {"steps_per_epoch": plan.group, "shuffle": False, "verbose": 0}
-        network.model.fit(resident, epochs=groups, callbacks=[clock], **options)
-        return [plan.group * batch / seconds for seconds in clock.seconds]
-
-    rate = statistics.median(steps(plan.repeats + 1)[1:])
+    (first_step,) = fit(x[:batch], y[:batch])
+    resident, clock = tf.data.Dataset.from_tensors((x[:batch], y[:batch])).repeat(), _epoch_clock()
+    network.model.fit(
+        resident, epochs=plan.repeats + 1, steps_per_epoch=plan.group, callbacks=[clock], verbose=0
+    )
+    # In kilobytes, on Linux.
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    products = product_seconds(plan, precision, batch)
     row = {
-        "precision": precision,
+        "what": f"training, {precision}",
         "batch": batch,
-        "images_per_s": rate,
-        "first_step_s": first_step,
-        # In kilobytes, on Linux.
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "convolutions_images_per_s": batch / convolution_seconds(plan, precision, batch),
-        "by_kind": {kind: 1e3 * s / plan.group for kind, s in by_kind(lambda: steps(1)).items()},
+        "unit": "images/s",
+        **rate(plan.group * batch, clock.seconds[1:]),
+        "framework's products alone": batch / products,
+        "first step s": first_step,
+        "peak GB": peak / 1e9,
     }
-    if batch == plan.batches[-1]:
-        clock = _epoch_clock()
+    if batch in plan.batches[-1:]:
         network.training_params = dataclasses.replace(network.training_params, epochs=2)
-        fit(x, y, callbacks=[clock])
-        # The first one traces.
-        row["epoch_images_per_s"] = len(x) // batch * batch / clock.seconds[-1]
+        # The first epoch traces.
+        row["whole epoch"] = len(x) // batch * batch / fit(x, y)[-1]
     return row
 
 
-def all_training_rates(plan, obstacle=None):
-    """`training_rates` for each precision and batch size; `obstacle` is one to bfloat16."""
+def training_rows(plan):
+    """`training_rates` for each precision and batch size."""
     from fast import precision
 
-    if precision.bfloat16_signs() == "none" and not precision.gpu_has_bfloat16():
-        # Forward it keeps up with float32, but the fallback for gradients takes minutes a step.
-        obstacle = obstacle or "the processor has no fast bfloat16"
+    policies = ["float32"]
+    if precision.gpu_has_bfloat16() or precision.may_have_fast_bfloat16():
+        policies.append("mixed_bfloat16")
     rows = []
-    for policy in ("float32", "mixed_bfloat16"):
+    for policy in policies:
         for batch in plan.batches:
-            row = {"precision": policy, "batch": batch, "skipped": obstacle}
-            if policy == "float32" or not obstacle:
-                try:
-                    row = in_child(training_rates, plan, policy, batch)
-                except concurrent.futures.process.BrokenProcessPool:
-                    row["skipped"] = "the process that measured it died"
-            rows.append(row)
+            try:
+                rows.append(in_child(training_rates, plan, policy, batch))
+            except concurrent.futures.process.BrokenProcessPool:
+                rows.append({"what": f"training, {policy}: the process died", "batch": batch})
     return rows
 
 
@@ -388,23 +333,32 @@ def _epoch_clock():
     return EpochClock()
 
 
-def convolution_seconds(plan, precision, batch):
-    """Median seconds of all forward products and their gradients, without anything between them."""
+def product_seconds(plan, precision, batch):
+    """Median seconds of a step's products and their gradients in the framework's own kernels.
+
+    This is what a step would take if everything between the products took no time.
+    """
+    import numpy as np
     import tensorflow as tf
 
     dtype = "bfloat16" if precision == "mixed_bfloat16" else "float32"
-    shapes = plan.network.layer_shapes(plan.in_dim, 10)
-    size, (height, width, channels) = plan.network.filter_size, plan.in_dim
-    strides, layers = plan.network.strides, []
-    for i, (fan_in, units) in enumerate(shapes):
-        convolutional = i < len(plan.network.conv)
-        kernel = (size, size, channels, units) if convolutional else (fan_in, units)
-        inputs = (batch, height, width, channels) if convolutional else (batch, fan_in)
-        layers.append([_signs(inputs, dtype), _signs(kernel, dtype)])
-        channels = units
-        if convolutional:
+    rng, size = np.random.default_rng(0), plan.network.filter_size
+    height, width, channels = plan.in_dim
+    strides = plan.network.strides
+
+    def signs(*shape):
+        return tf.constant(rng.choice(np.float32([-1, 1]), shape), dtype)
+
+    layers = []
+    for i, (fan_in, units) in enumerate(plan.network.layer_shapes(plan.in_dim, 10)):
+        if i < len(plan.network.conv):
+            kernel = signs(size, size, channels, units)
+            layers.append([signs(batch, height, width, channels), kernel])
+            channels = units
             step = strides[i] * (2 if plan.network.max_pool[i] else 1)
             height, width = -(-height // step), -(-width // step)
+        else:
+            layers.append([signs(batch, fan_in), signs(fan_in, units)])
 
     @tf.function
     def products(layers):
@@ -421,148 +375,43 @@ def convolution_seconds(plan, precision, batch):
             results += [out, *tape.gradient(out, wanted, output_gradients=tf.ones_like(out))]
         return [tf.reshape(result, [-1])[0] for result in results]
 
-    def run():
-        for result in products(layers):
-            result.numpy()
-
-    return interleaved({"products": run}, plan.repeats)["products"][1]
+    seconds = in_turns({"": lambda: [one.numpy() for one in products(layers)]}, plan.repeats)[""]
+    return statistics.median(seconds[1:])
 
 
-def _signs(shape, dtype):
-    import numpy as np
-    import tensorflow as tf
-
-    return tf.constant(np.random.default_rng(0).choice(np.float32([-1, 1]), shape), dtype)
+# --- Peers ------------------------------------------------------------------------------------
 
 
-# What an operation's name in the profiler tells of its kind; the first that fits.
-KINDS = {
-    "backward convolution": ("Conv2DBackprop", "winograd"),
-    "forward convolution": ("Conv2D", "counted_conv2d"),
-    "optimizer": ("latent_adam", "Adam"),
-    "batch norm": ("BatchNorm", "_norm"),
-    "matmul": ("MatMul",),
-    "pooling": ("MaxPool",),
-}
-
-
-def kind_of(name):
-    """Kind of operation by its name; element-wise unless the name tells otherwise."""
-    for kind, marks in KINDS.items():
-        if any(mark in name for mark in marks):
-            return kind
-    return "element-wise and other"
-
-
-def by_kind(run):
-    """Seconds by kind of operation while `run()` runs, from TensorFlow's profiler."""
-    import tensorflow as tf
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    with tempfile.TemporaryDirectory() as folder:
-        tf.profiler.experimental.start(folder)
-        run()
-        tf.profiler.experimental.stop()
-        (path,) = Path(folder).rglob("*.xplane.pb")
-        space = xplane_pb2.XSpace.FromString(path.read_bytes())
-    seconds = dict.fromkeys([*KINDS, "element-wise and other"], 0.0)
-    for plane in space.planes:
-        for event in (event for line in plane.lines for event in line.events):
-            name = _operation(plane, event)
-            if name:
-                seconds[kind_of(name)] += event.duration_ps / 1e12
-    return seconds
-
-
-def _operation(plane, event):
-    """Name of the operation that an event of the profiler is about, or None."""
-    for stat in event.stats:
-        # A piece of a function that XLA compiled; the module has the function's name.
-        if plane.stat_metadata[stat.metadata_id].name == "hlo_module":
-            return stat.str_value or plane.stat_metadata[stat.ref_value].name
-    name = plane.event_metadata[event.metadata_id].name
-    # The executor writes node:Operation.
-    node, _, operation = name.rpartition(":")
-    executed = node and not node.endswith(":") and operation.lstrip("_").isalnum()
-    return name if executed else None
-
-
-# --- Tables -----------------------------------------------------------------------------------
-
-
-def table(header, rows):
-    """Columns side by side, the first one flush left."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    options = {"stralign": "right", "colalign": ("left",), "disable_numparse": True}
-    return tabulate(cells, header, "plain", **options)
-
-
-def _cell(value):
-    if isinstance(value, float):
-        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-    return "-" if value is None else str(value)
-
-
-def format_matmul(rows):
-    names = ("float32", "bfloat16", "xnor", "limit")
-    lines = [
-        [
-            "×".join(map(str, row["shape"])),
-            *(row.get(name) for name in names),
-            row["xnor"] / row["float32"],
-        ]
-        for row in rows
+def peer_rows(plan, folder):
+    """Images/s of training with the paper's network, here and in other libraries, in turns."""
+    batch = plan.batches[-1]
+    found = {
+        name: [str(folder / interpreter), *arguments.split(), "--batch_size", str(batch)]
+        for name, (interpreter, arguments) in PEERS.items()
+        if (folder / interpreter).exists() and (folder / arguments.split()[0]).exists()
+    }
+    programs = {arguments.split()[0] for _, arguments in PEERS.values()}
+    require(found, f"{folder} holds none of {', '.join(sorted(programs))} with its interpreter")
+    quick = dataclasses.replace(plan, repeats=3, batches=(), epoch_images=batch)
+    rates = {}
+    for _ in range(plan.repeats):
+        for policy in ("bfloat16", "float32"):
+            full = "mixed_bfloat16" if policy == "bfloat16" else policy
+            row = in_child(training_rates, quick, full, batch)
+            rates.setdefault(f"here, {policy}", []).append(row["median"])
+        for name, command in found.items():
+            rates.setdefault(name, []).append(_peer_rate(command, folder))
+    return [
+        {"what": name, "batch": batch, "unit": "images/s", **rate(1, [1 / r for r in readings])}
+        for name, readings in rates.items()
     ]
-    header = ["matmul M×K×N, TOPS", *names[:3], "popcount limit", "xnor/float32"]
-    return table(header, lines)
 
 
-def format_inference(rows):
-    lines = []
-    for row in rows:
-        rates = row["images_per_s"]
-        lines.append(
-            [
-                f"{row['kind']}, batch {row['batch']}",
-                *(rates.get(name) for name in ("float32", "bfloat16", "packed")),
-                rates["packed"] / rates["float32"],
-                1e3 * row["batch"] / rates["packed"],
-                row["first_call_s"]["packed"],
-                "yes" if row["equal"] else "NO",
-                f"{row['float32_bytes']} → {row['packed_bytes']}",
-            ]
-        )
-    header = ["inference, images/s", "float32", "bfloat16", "packed", "packed/float32"]
-    return table([*header, "packed ms", "first call s", "equal", "bytes of weights"], lines)
-
-
-def format_training(rows):
-    done = [row for row in rows if "skipped" not in row]
-    lines = [
-        [
-            _training_name(row),
-            row["images_per_s"],
-            row["images_per_s"] / row["convolutions_images_per_s"],
-            row.get("epoch_images_per_s"),
-            row["first_step_s"],
-            row["peak_bytes"] / 1e9,
-        ]
-        for row in done
-    ]
-    header = ["training", "images/s", "of products alone", "whole epoch", "first step s", "peak GB"]
-    tables = []
-    if done:
-        kinds = [[kind, *(row["by_kind"][kind] for row in done)] for kind in done[0]["by_kind"]]
-        step = ["ms of a step", *map(_training_name, done)]
-        tables = [table(header, lines), table(step, kinds)]
-    skipped = [
-        f"{_training_name(row)}: not measured, {row['skipped']}" for row in rows if "skipped" in row
-    ]
-    return "\n\n".join([*tables, *skipped])
-
-
-def _training_name(row):
-    return f"{row['precision']}, batch {row['batch']}"
+def _peer_rate(command, folder):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PEER_SECONDS)
+    readings = re.findall(r"([\d.]+) images/s", done.stdout)
+    require(done.returncode == 0 and readings, f"this failed: {' '.join(command)}")
+    return float(readings[-1])
 
 
 # --- How long a whole training takes ----------------------------------------------------------
@@ -581,11 +430,11 @@ def estimate(recipe, images):
 
     policy, _ = choose_precision("auto")
     plan = dataclasses.replace(QUICK, batches=(recipe.batch_size,))
-    rate = in_child(training_rates, plan, policy, recipe.batch_size)["epoch_images_per_s"]
-    hours = recipe.epochs * images / rate / 3600
+    images_per_s = in_child(training_rates, plan, policy, recipe.batch_size)["whole epoch"]
+    hours = recipe.epochs * images / images_per_s / 3600
     return (
-        f"{recipe.epochs} epochs of {images:,} images at {rate:.0f} images/s: about {hours:.1f} "
-        f"hours, and two epochs' time more to measure everything"
+        f"{recipe.epochs} epochs of {images:,} images at {images_per_s:.0f} images/s: about "
+        f"{hours:.1f} hours, and two epochs' time more to measure everything"
     )
 
 
@@ -594,64 +443,113 @@ def estimate(recipe, images):
 
 def machine():
     """What the figures were measured on."""
-    from fast import bits
+    from fast import bits, precision
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
+    fields = precision.cpu_fields()
+    known = ("avx2", "avx512f", "avx512_bf16", "avx512_vpopcntdq", "amx_bf16")
+    flags = fields.get("flags", "").split()
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": fields.get("model name", platform.processor()),
+        "flags": [flag for flag in known if flag in flags],
         "cores": os.cpu_count(),
         "vector_popcount": bits.VECTOR_POPCOUNT,
         **{name: metadata.version(name) for name in ("tensorflow", "keras")},
     }
 
 
-def measure(plan, parts, path):
-    """Measure the parts, print a table for each, and keep `path` up to date."""
-    results = {"machine": machine(), "plan": dataclasses.asdict(plan)}
-    # Now already: what cannot be written should be known before the work is done.
-    write_json(path, results)
+def results_file(about):
+    """One file for each kind of processor."""
+    name = f"{about['processor']} {about['flags'][-1] if about['flags'] else ''}"
+    return RESULTS / (re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") + ".json")
+
+
+def measure(plan, parts, peers=None, path=None):
+    """Measure the parts, print a table of each, and put its rows into the file.
+
+    The rows of the file's other parts stay.
+
+    Parameters
+    ----------
+    plan : Plan
+    parts : collection of str
+        Of `PARTS`.
+    peers : pathlib.Path, optional
+        Folder of other libraries' programs; see `PEERS`.
+    path : pathlib.Path, optional
+        By default a file for this kind of processor in `RESULTS`.
+
+    Returns
+    -------
+    dict
+        `machine` and `rows`.
+
+    Raises
+    ------
+    ValueError
+        If the file is of another machine, or cannot be written.
+    """
+    results = {"machine": machine(), "rows": []}
+    path = path or results_file(results["machine"])
+    # What cannot be written should be known before the work is done.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(path.parent)
+    results["rows"] = _kept_rows(path, results["machine"])
     print(", ".join(f"{name} {value}" for name, value in results["machine"].items()))
-    obstacle = why_no_bfloat16()
-    if obstacle:
-        print(f"without bfloat16: {obstacle}")
-    for part, rates, format_part in (
-        ("training", all_training_rates, format_training),
-        ("matmul", matmul_rates, format_matmul),
-        ("inference", inference_rates, format_inference),
-    ):
-        if part in parts:
-            results[part] = rates(plan, obstacle)
-            print("\n" + format_part(results[part]), flush=True)
-            write_json(path, results)
+    measures = {"training": training_rows, "matmul": matmul_rows, "inference": inference_rows}
+    work = {part: measures[part] for part in PARTS if part in parts}
+    if peers is not None:
+        work["peers"] = partial(peer_rows, folder=peers)
+    for part, rows_of in work.items():
+        named = {"part": part, "processor": results["machine"]["processor"]}
+        rows = [named | row for row in rows_of(plan)]
+        results["rows"] = [row for row in results["rows"] if row["part"] != part] + rows
+        print("\n" + format_rows(rows), flush=True)
+        write_json(path, results)
     print(f"\n{path}")
     return results
+
+
+def _kept_rows(path, about):
+    if not path.exists():
+        return []
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        same, rows = kept["machine"] == about, kept["rows"]
+    except (ValueError, KeyError, TypeError):
+        same = False
+    require(same, f"{path} is of another machine or other versions: name another file by --json")
+    return rows
+
+
+def format_rows(rows):
+    """Rows of one part as a plain-text table."""
+    shown = [
+        {name: _cell(value) for name, value in row.items() if name not in ("part", "processor")}
+        for row in rows
+    ]
+    return tabulate(shown, "keys", "plain", disable_numparse=True, missingval="-")
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return {True: "yes", False: "NO"}[value] if isinstance(value, bool) else value
 
 
 def parser():
     cli = argparse.ArgumentParser(
         prog=PROGRAM, description=__doc__.splitlines()[0], allow_abbrev=False
     )
-    cli.add_argument(
-        "--quick",
-        action="store_true",
-        help="fewer repeats; training at batch 50, inference of the binary network at 100",
-    )
-    cli.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)"
-    )
+    text = "fewer repeats; training at batch 50, inference of the binary network at 100"
+    cli.add_argument("--quick", action="store_true", help=text)
+    text = "what to measure (default: all)"
+    cli.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help=text)
+    text = "a folder with larq_train.py, torch_train.py and their interpreters"
+    cli.add_argument("--peers", type=Path, metavar="DIR", help=text)
     text = "only tell how long a recipe of run_bnn.py takes for the paper's network on CIFAR-10"
     cli.add_argument("--estimate", choices=tuple(RECIPES), help=text)
-    cli.add_argument(
-        "--json",
-        type=Path,
-        default=Path("output/benchmark.json"),
-        metavar="FILE",
-        help="where the figures go (default: %(default)s)",
-    )
+    text = f"where the figures go (default: a file for this kind of processor in {RESULTS})"
+    cli.add_argument("--json", type=Path, metavar="FILE", help=text)
     return cli
 
 
@@ -662,7 +560,7 @@ def main(argv=None):
         if args.estimate:
             print(estimate(RECIPES[args.estimate], TRAINING_IMAGES))
             return
-        measure(QUICK if args.quick else FULL, args.parts, args.json)
+        measure(QUICK if args.quick else FULL, args.parts, args.peers, args.json)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from distribute.cluster import WEIGHTS, cluster_from_environment
+from tools import benchmark
 from utils import NetworkParams, one_line_errors, require
 
 PROGRAM = "python -m tools.workers"
@@ -136,7 +137,6 @@ ROUNDS = 2 * len(PAPER) + 1
 EPOCH_IMAGES = 50_000
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 GBITS = (1, 10, 25, 100)
-BENCHMARK = Path("output/benchmark.json")
 
 
 def summed_bytes(shapes=PAPER, number=4):
@@ -258,17 +258,23 @@ def print_sums():
     print(json.dumps([devices.seconds_to_sum(strategy, shapes) for shapes in (PAPER, [(8,)])]))
 
 
-def measured_rate(path=BENCHMARK):
-    """Images a second of the paper's network, the fastest that `tools.benchmark` wrote to `path`.
+def measured_rate(path=None):
+    """Images a second of the paper's network: the fastest training that `tools.benchmark` measured.
+
+    Parameters
+    ----------
+    path : pathlib.Path, optional
+        By default the benchmark's file for this kind of processor.
 
     Raises
     ------
     ValueError
         If there is none.
     """
+    path = path or benchmark.results_file(benchmark.machine())
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["training"]
-        return max(row["images_per_s"] for row in rows if "images_per_s" in row)
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return max(row["median"] for row in rows if row["part"] == "training" and "median" in row)
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{path} tells no rate: give --rate, or run make bench") from None
 
@@ -298,7 +304,9 @@ def main(argv=None):
     local.add_argument("script", help="a Python script")
     local.add_argument("arguments", nargs=argparse.REMAINDER, help="those of the script")
     scale = commands.add_parser("scaling", help="time of an epoch for 1 to 64 workers")
-    scale.add_argument("--rate", type=float, help=f"images/s of a worker (default: {BENCHMARK})")
+    scale.add_argument(
+        "--rate", type=float, help="images/s of a worker (default: that of make bench)"
+    )
     scale.add_argument("--batch_size", type=int, default=128, help="of all workers together")
     commands.add_parser("sum")
     args = cli.parse_args(argv)
