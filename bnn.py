@@ -17,8 +17,17 @@ import stream
 import training
 import walk
 from fast.batches import LARGEST_SHIFT, batches_in_order
+from optimizers import AveragingAdam
 from packed import PackedNetwork
-from utils import NetworkParams, TrainingParams, frozen, is_whole, require, require_memory
+from utils import (
+    NetworkParams,
+    TrainingParams,
+    frozen,
+    is_whole,
+    require,
+    require_flips,
+    require_memory,
+)
 
 # isort: split
 import keras
@@ -107,10 +116,15 @@ class _Layers:
             "kernel_quantizer": self._kernel_quantizer(),
             "input_quantizer": self._input_quantizer(),
             "kernel_constraint": graph_ops.WeightClip(),
+            "kernel_regularizer": self._regularizer(),
             "kernel_initializer": keras.initializers.GlorotUniform(int(seed)),
             "use_bias": False,
             "dtype": self._training.precision,
         }
+
+    def _regularizer(self):
+        target = self._training.kurtosis
+        return None if target is None else training.Kurtosis(target)
 
     @property
     def _quantizer_name(self):
@@ -253,6 +267,7 @@ class BinaryNeuralNetwork:
             f"in_dim must be (height, width, channels), all positive, not {in_dim!r}",
         )
         require(is_whole(out_dim) and out_dim >= 2, f"out_dim must be at least 2, not {out_dim!r}")
+        require_flips(network_params, training_params)
         shapes = network_params.layer_shapes(in_dim, out_dim)
         weights = sum(fan_in * units for fan_in, units in shapes)
         weights += shapes[0][0] ** 2 if network_params.rotate_first else 0
@@ -263,6 +278,7 @@ class BinaryNeuralNetwork:
         self.training_params = training_params
         self.history = {}
         self.model = self._build_model()
+        self._trained, self._averages = self.model, {}
         self._check_threshold()
 
     def _build_model(self):
@@ -369,7 +385,7 @@ class BinaryNeuralNetwork:
         if x_valid is not None or y_valid is not None:
             valid = self._labelled(x_valid, y_valid)
         self._choose_basis(x_train)
-        model = self.model_for(x_train)
+        self._trained = model = self.model_for(x_train)
         self.history = training.fit(
             model, x_train, y_train, params, valid, callbacks, state, strategy, verbose
         )
@@ -409,6 +425,16 @@ class BinaryNeuralNetwork:
             images = scaled(x[start : start + stream.INFERENCE_BATCH])
             statistics.update(geometry.image_patches(images, self.network_params.filter_size))
         return statistics
+
+    @property
+    def gradient_averages(self):
+        """m, Bop's average of gradients, of each binary kernel: an array by its layer's name.
+
+        Empty if the training kept none; see `TrainingParams.bop_gamma`.
+        """
+        optimizer = getattr(self._trained, "optimizer", None)
+        averaging = isinstance(optimizer, AveragingAdam)
+        return optimizer.averages(self.model) if averaging else self._averages
 
     # Inference
 
@@ -595,7 +621,7 @@ class BinaryNeuralNetwork:
             If `path` does not end in `.keras`, or rounding would change a quantized weight.
         """
         # A copy that was never compiled, as Keras would store the optimizer's state too.
-        checkpoint.save(self._copy().model, path, compact)
+        checkpoint.save(self._copy().model, path, compact, self.gradient_averages)
 
     @classmethod
     def load(cls, path):
@@ -624,6 +650,7 @@ class BinaryNeuralNetwork:
             If they do not fit, or hold NaN or infinity.
         """
         checkpoint.load_weights(self.model, path)
+        self._averages = checkpoint.gradient_averages(self.model, path)
 
     def export(self, folder, about=None):
         """Write the network to `folder` as C, SavedModel, LiteRT, ONNX and QONNX.

@@ -19,6 +19,8 @@ from utils import NetworkParams, TrainingParams, atomic_path, require
 
 # In a .keras file: the model's configuration, its weights and, in a training's state, what trained.
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.weights.h5", "training.json"
+# The averages of gradients that Bop keeps, beside them.
+AVERAGES = "gradient_averages.npz"
 # A configuration of a thousand layers has one megabyte.
 LARGEST_CONFIG = 64 * 2**20
 
@@ -142,7 +144,43 @@ def _number_at_end(name):
 # --- Saving -----------------------------------------------------------------------------------
 
 
-def save(model, path, compact=False):
+def gradient_averages(model, path):
+    """The averages of gradients in the checkpoint at `path`: an array by its layer's name.
+
+    Returns
+    -------
+    dict
+        Empty if the checkpoint holds none.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit `model`, or hold NaN or infinity.
+    """
+    shapes = {
+        layer.name: tuple(layer.latent_kernel.shape)
+        for layer in model.layers
+        if hasattr(layer, "latent_kernel")
+    }
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if AVERAGES not in archive.namelist():
+                return {}
+            weight_bytes = archive.getinfo(WEIGHTS).file_size
+            require(archive.getinfo(AVERAGES).file_size <= 2 * weight_bytes, "they are too large")
+            with np.load(io.BytesIO(archive.read(AVERAGES)), allow_pickle=False) as arrays:
+                averages = dict(arrays)
+        for name, average in averages.items():
+            require(average.shape == shapes.get(name), f"{name} has the shape {average.shape}")
+            require(average.dtype == np.float32, f"{name} holds {average.dtype}")
+            require(np.isfinite(average).all(), f"{name} holds NaN or infinity")
+    # As in `saved_parameters`.
+    except Exception as error:
+        raise ValueError(f"the averages of gradients in {path} do not fit: {error}") from None
+    return averages
+
+
+def save(model, path, compact=False, averages=None):
     """Write a model that was never compiled to a `.keras` file, whole or not at all.
 
     Parameters
@@ -152,6 +190,8 @@ def save(model, path, compact=False):
     compact : bool
         Round latent weights to bfloat16, in `model` too, and compress the file. Quantized weights,
         and so all answers, stay what they are.
+    averages : dict, optional
+        Averages of gradients that `gradient_averages` shall find there.
 
     Raises
     ------
@@ -165,6 +205,11 @@ def save(model, path, compact=False):
                 _round_latent_weights(layer)
     with atomic_path(path) as temporary:
         model.save(temporary)
+        if averages:
+            arrays = io.BytesIO()
+            np.savez(arrays, **averages)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(AVERAGES, arrays.getvalue())
         if compact:
             _compress(temporary)
 
@@ -246,6 +291,7 @@ OWN_CLASSES = (
     "BinaryModel",
     "Block",
     "Clip",
+    "Kurtosis",
     "LloydMax",
     "MaxPooling2D",
     "QuantConv2D",

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from measure import measure_layers
+from measure import layer_weights, measure_layers
 from utils import atomic_path
 
 # isort: split
@@ -15,7 +15,8 @@ class GeometryLog(keras.callbacks.Callback):
     """Record every layer's geometry before the first epoch and after each.
 
     The file has a row per layer and number of finished epochs, angles in degrees; see
-    `read_geometry`. A training that is resumed goes on with it.
+    `read_geometry`. `flips` is the share of quantized weights that the epoch changed, 0 before
+    the first. A training that is resumed goes on with it.
 
     Parameters
     ----------
@@ -27,27 +28,36 @@ class GeometryLog(keras.callbacks.Callback):
         The CSV file.
     """
 
-    COLUMNS = ("epochs", "layer", "angle", "angle_sd", "kurtosis", "r")
+    COLUMNS = ("epochs", "layer", "angle", "angle_sd", "kurtosis", "r", "flips")
 
     def __init__(self, network, x, path):
         super().__init__()
         self.network, self.x, self.path = network, x, Path(path)
-        self._rows = None
+        self._rows, self._quantized = None, {}
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._rows is None:
             # A resumed training keeps what it had recorded before it was cut off.
             earlier = read_geometry(self.path) if epoch else []
-            self._rows = [row for row in earlier if row["epochs"] < epoch]
-            self._record(epoch)
+            self._rows = [row for row in earlier if row["epochs"] <= epoch]
+            recorded = any(row["epochs"] == epoch for row in self._rows)
+            layers = layer_weights(self.network) if recorded else self._record(epoch)
+            self._quantized = {layer.name: layer.wb for layer in layers}
 
     def on_epoch_end(self, epoch, logs=None):
         self._record(epoch + 1)
 
+    def _flips(self, layer):
+        before = self._quantized.get(layer.name, layer.wb)
+        self._quantized[layer.name] = layer.wb
+        return np.mean(layer.wb != before)
+
     def _record(self, epochs):
-        for layer in measure_layers(self.network, self.x):
+        layers = measure_layers(self.network, self.x)
+        for layer in layers:
             angles = np.degrees(layer.angles)
             values = np.nanmean(angles), np.nanstd(angles), layer.kurtosis, layer.weights_dot.r
+            values = *values, self._flips(layer)
             row = (epochs, layer.name, *(round(float(value), 4) for value in values))
             self._rows.append(dict(zip(self.COLUMNS, row, strict=True)))
         with (
@@ -57,6 +67,7 @@ class GeometryLog(keras.callbacks.Callback):
             writer = csv.DictWriter(file, self.COLUMNS)
             writer.writeheader()
             writer.writerows(self._rows)
+        return layers
 
 
 def read_geometry(path):

@@ -146,6 +146,11 @@ class LayerMeasurement:
         return geometry.unit_angles(self.wc, self.wb)
 
     @property
+    def sign_agreement(self):
+        """Share of the weights w^b with the sign of w^c: 1 unless something stands for w^c."""
+        return float(np.mean(np.sign(self.wc) == np.sign(self.wb)))
+
+    @property
     def tau(self):
         """Threshold over the standard deviation of the latent weights, t/σ."""
         return self.threshold / self.wc.std()
@@ -269,6 +274,7 @@ def measure_layers(
     batch_size=INFERENCE_BATCH,
     progress=False,
     quantizer=Sign(),  # noqa: B008
+    latent=None,
 ):
     """Measure angles and dot products of every product of a network.
 
@@ -284,6 +290,9 @@ def measure_layers(
         Draw a progress bar?
     quantizer : graph_ops.Quantizer
         Against which weights are measured in a layer that does not quantize them.
+    latent : dict, optional
+        Arrays by the name of the product that stand for w^c in place of its latent weights. By
+        default those of `momentum_of` for a network that Bop has trained, none for any other.
 
     Returns
     -------
@@ -295,20 +304,22 @@ def measure_layers(
     ValueError
         If it is not known how a layer of the model multiplies.
     """
+    latent = _stand_ins(model) if latent is None else latent
     model = _keras_model(model, x)
-    measured, floats = _probed(model, x, quantizer)
+    measured, floats = _probed(model, x, quantizer, latent)
+    by_name = {layer.name: layer for layer in measured}
     batch_size = max(1, min(batch_size, BATCH_FLOATS // floats))
     pilots, counters = {}, {}
 
     def look(product):
-        for which, pair in _pairs(product, quantizer):
+        for which, pair in _pairs(product, quantizer, by_name[product.name].wc):
             key = product.name, which
             if key not in pilots:
                 pilots[key] = _Pilot(*pair)
             pilots[key].update(*pair)
 
     def count(product):
-        for which, pair in _pairs(product, quantizer):
+        for which, pair in _pairs(product, quantizer, by_name[product.name].wc):
             counters[product.name, which].update(*pair)
 
     _visit_batches(model, x[:PILOT_IMAGES], batch_size, look)
@@ -316,7 +327,6 @@ def measure_layers(
     for (name, which), pilot in pilots.items():
         counters[name, which] = _PairCounter(pilot, borders[name])
     _visit_batches(model, x, batch_size, count, "dot products", progress)
-    by_name = {layer.name: layer for layer in measured}
     for (name, which), counter in counters.items():
         setattr(by_name[name], which, counter.result())
     return measured
@@ -359,7 +369,21 @@ def measure_network(
 def layer_weights(network, quantizer=Sign()):  # noqa: B008
     """A `LayerMeasurement` of every layer of a `BinaryNeuralNetwork`, of its weights only."""
     x = np.zeros((1, *network.in_dim), np.uint8)
-    return _probed(network.model, x, quantizer)[0]
+    return _probed(network.model, x, quantizer, _stand_ins(network))[0]
+
+
+def momentum_of(network):
+    """−m of a network whose training kept averages of gradients, an array by its layer's name.
+
+    Where there are no latent weights, as with Bop, it is what comes closest: latent weights under
+    plain gradient descent are −1 times a sum of gradients.
+    """
+    return {name: -average for name, average in network.gradient_averages.items()}
+
+
+def _stand_ins(network):
+    own = isinstance(network, BinaryNeuralNetwork)
+    return momentum_of(network) if own and network.training_params.optimizer == "bop" else {}
 
 
 def _keras_model(model, x):
@@ -374,7 +398,7 @@ def _visit_batches(model, x, size, visitor, description=None, progress=False):
             bar.update(len(images))
 
 
-def _probed(model, x, quantizer):
+def _probed(model, x, quantizer, latent):
     """Every layer's weights, and how many floats its activations take, from a single image."""
     first, measured, floats = walk.first_products(model, x), {}, 0
 
@@ -383,7 +407,9 @@ def _probed(model, x, quantizer):
         outputs = math.prod(_quantized_products(product, quantizer).shape)
         floats += math.prod(product.inputs.shape) + outputs
         if product.name not in measured:
-            measured[product.name] = _weights_of(product, quantizer, product.name in first)
+            measured[product.name] = _weights_of(
+                product, quantizer, product.name in first, latent.get(product.name)
+            )
             measured[product.name].positions = 0
         result = measured[product.name]
         result.positions += outputs // result.wc.shape[-1]
@@ -392,9 +418,9 @@ def _probed(model, x, quantizer):
     return list(measured.values()), floats
 
 
-def _weights_of(product, quantizer, first):
+def _weights_of(product, quantizer, first, latent):
     own = product.kernel_quantizer
-    wc = keras.ops.convert_to_numpy(product.kernel)
+    wc = keras.ops.convert_to_numpy(product.kernel if latent is None else latent)
     # In another basis the kernel itself is no longer of −1, 0 and 1.
     plain = not isinstance(product.layer, RotatedConv2D)
     return LayerMeasurement(
@@ -424,12 +450,12 @@ def _quantized_products(product, quantizer):
     return product.dot(product.quantized_inputs, _quantized_kernel(product, quantizer))
 
 
-def _pairs(product, quantizer):
+def _pairs(product, quantizer, wc):
     """The names of a product's pairs of dot products, with the pairs themselves."""
     inputs, unquantized = product.quantized_inputs, product.inputs
     wb = _quantized_kernel(product, quantizer)
     quantized = keras.ops.convert_to_numpy(_quantized_products(product, quantizer))
-    yield "weights_dot", (_dot(product, inputs, product.kernel), quantized)
+    yield "weights_dot", (_dot(product, inputs, wc), quantized)
     if product.input_quantizer is not None:
         yield "activations_dot", (_dot(product, unquantized, wb), quantized)
         yield "entries", tuple(map(keras.ops.convert_to_numpy, (unquantized, inputs)))
@@ -520,7 +546,7 @@ def _measure_covariances(model, measured, x, quantizer, batch_size, progress):
         if product.name not in covariances:
             covariances[product.name] = geometry.PatchCovariance(result.fan_in)
             applied = getattr(product.layer, "kernel_of", lambda kernel: kernel)
-            both = product.kernel, _quantized_kernel(product, quantizer)
+            both = result.wc, _quantized_kernel(product, quantizer)
             kernels[product.name] = tuple(map(applied, both))
         covariances[product.name].update(sampled_patches(inputs, product.window, start))
 

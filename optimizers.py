@@ -1,6 +1,7 @@
-"""Optimizers of latent weights."""
+"""Optimizers of latent weights, and one that needs none: which weight moves, flips or freezes."""
 
 import utils  # noqa: F401 (first: its settings are read when TensorFlow is imported)
+from straight_through import binarize
 
 # isort: split
 import keras
@@ -50,3 +51,190 @@ class LatentAdam(keras.optimizers.Adam):
             epsilon=self.epsilon,
             grad=tf.clip_by_value(gradient, -self.clip, self.clip),
         )
+
+
+class _KernelAdam(LatentAdam):
+    """`LatentAdam` that does something more with some of the variables.
+
+    Parameters
+    ----------
+    learning_rate : float
+    kernels : sequence of str
+        Paths of these variables, `keras.Variable.path`.
+    **kwargs
+        Those of `LatentAdam`.
+    """
+
+    def __init__(self, learning_rate, kernels=(), **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.kernels = list(kernels)
+
+    def get_config(self):
+        return {**super().get_config(), "kernels": self.kernels}
+
+    def _slots(self, variables, name, initializer="zeros"):
+        """A new variable for each kernel, by the index of the kernel's variable."""
+        return {
+            self._get_variable_index(variable): self.add_variable_from_reference(
+                variable, name, initializer
+            )
+            for variable in variables
+            if variable.path in self.kernels
+        }
+
+
+@keras.saving.register_keras_serializable("bnn")
+class AveragingAdam(_KernelAdam):
+    """`LatentAdam` that keeps the average of the kernels' gradients which `Bop` would keep.
+
+    m ← (1 − γ)·m + γ·g for each kernel, before its weights change. It changes nothing else.
+
+    Parameters
+    ----------
+    learning_rate : float
+    gamma : float
+        γ of the first epoch. As Bop's own, it falls with the learning rate.
+    **kwargs
+        `kernels` and those of `LatentAdam`.
+    """
+
+    def __init__(self, learning_rate, gamma=1e-4, first_rate=None, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.gamma = gamma
+        self.first_rate = float(learning_rate) if first_rate is None else first_rate
+
+    def get_config(self):
+        return {**super().get_config(), "gamma": self.gamma, "first_rate": self.first_rate}
+
+    def build(self, variables):
+        """Make the averages, zero at first."""
+        if self.built:
+            return
+        super().build(variables)
+        self._averages = self._slots(variables, "average")
+
+    def averages(self, model):
+        """m of every kernel of `model`, an array by the name of its layer."""
+        return {
+            layer.name: self._averages[index].numpy()
+            for layer in model.layers
+            if hasattr(layer, "latent_kernel")
+            and (index := self._get_variable_index(layer.latent_kernel)) in self._averages
+        }
+
+    def update_step(self, gradient, variable, learning_rate):
+        average = self._averages.get(self._get_variable_index(variable))
+        if average is not None:
+            # In float32, as the learning rate is: in the first epoch γ is what was asked for.
+            decay = learning_rate / tf.cast(self.first_rate, learning_rate.dtype)
+            gamma = tf.cast(self.gamma * decay, variable.dtype)
+            average.value.assign((1 - gamma) * average.value + gamma * gradient)
+        self._move(gradient, variable, learning_rate, average)
+
+    def _move(self, gradient, variable, learning_rate, average):
+        super().update_step(gradient, variable, learning_rate)
+
+
+@keras.saving.register_keras_serializable("bnn")
+class Bop(AveragingAdam):
+    """Flip binary weights against a consistent gradient; there are no latent weights.
+
+    The average m ← (1 − γ)·m + γ·g of its gradient decides over each weight of the kernels: it
+    flips where |m| > τ and m has the weight's sign. A weight that is not ±1 becomes its sign. All
+    other variables go by `LatentAdam`. Gradients of the kernels are not clipped.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Of the other variables. γ falls with it.
+    gamma : float
+        γ of the first epoch.
+    threshold : float
+        τ, for gradients of the mean loss.
+    **kwargs
+        `kernels` and those of `LatentAdam`.
+
+    References
+    ----------
+    K. Helwegen et al., "Latent Weights Do Not Exist", NeurIPS 2019 (arXiv 1906.02107).
+    """
+
+    def __init__(self, learning_rate, gamma=1e-4, threshold=1e-8, **kwargs):
+        super().__init__(learning_rate, gamma, **kwargs)
+        self.threshold = threshold
+
+    def get_config(self):
+        return {**super().get_config(), "threshold": self.threshold}
+
+    def _move(self, gradient, variable, learning_rate, average):
+        if average is None:
+            super()._move(gradient, variable, learning_rate, average)
+            return
+        signs = binarize(variable)
+        variable.assign(tf.where(signs * average.value > self.threshold, -signs, signs))
+
+
+# Steps that the frequency of flips and the mean sign of `FreezingAdam` remember.
+FLIP_MEMORY = 100
+
+
+@keras.saving.register_keras_serializable("bnn")
+class FreezingAdam(_KernelAdam):
+    """`LatentAdam` that freezes the weights whose sign flips too often.
+
+    A weight of the kernels is frozen for the rest of the training once the moving average of its
+    flips per step, over some `FLIP_MEMORY` steps, is above `limit`. It keeps its size and takes
+    the sign that it had most of that time.
+
+    Parameters
+    ----------
+    learning_rate : float
+    limit : float
+        Flips per step.
+    **kwargs
+        `kernels` and those of `LatentAdam`.
+
+    References
+    ----------
+    M. Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", ICML 2022 (arXiv
+    2203.11086).
+    """
+
+    def __init__(self, learning_rate, limit=0.02, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.limit = limit
+
+    def get_config(self):
+        return {**super().get_config(), "limit": self.limit}
+
+    def build(self, variables):
+        """Make the averages of flips and signs."""
+        if self.built:
+            return
+        super().build(variables)
+        self._rates = self._slots(variables, "flip_rate")
+        self._signs = self._slots(variables, "mean_sign")
+
+    def frozen_share(self):
+        """Share of the kernels' weights that are frozen."""
+        rates = [rate.numpy() for rate in self._rates.values()]
+        return sum((rate > self.limit).sum() for rate in rates) / sum(rate.size for rate in rates)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        if index not in self._rates:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        rate, mean_sign = self._rates[index].value, self._signs[index].value
+        before = tf.identity(variable)
+        with tf.control_dependencies([before]):
+            super().update_step(gradient, variable, learning_rate)
+        # What is frozen keeps a frequency above the limit, and so stays frozen.
+        frozen = rate > self.limit
+        after = tf.where(frozen, before, variable)
+        sign, share = binarize(after), 1 / FLIP_MEMORY
+        flips = tf.cast(sign != binarize(before), rate.dtype)
+        rate.assign(tf.where(frozen, rate, (1 - share) * rate + share * flips))
+        mean_sign.assign(tf.where(frozen, mean_sign, (1 - share) * mean_sign + share * sign))
+        freezes = (rate > self.limit) & ~frozen
+        variable.assign(tf.where(freezes, tf.abs(after) * binarize(mean_sign), after))

@@ -19,7 +19,7 @@ from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_
 from distribute.cluster import WEIGHTS, cluster_from_environment
 from export import FORMATS
 from export import check as check_export
-from run_folder import CHECKPOINT, GEOMETRY, HISTORY, RECORD, STATE, RunFolder, difference
+from run_folder import CHECKPOINT, FLIPS, GEOMETRY, HISTORY, RECORD, STATE, RunFolder, difference
 from utils import (
     NETWORK_NAMES,
     RECIPES,
@@ -28,6 +28,7 @@ from utils import (
     file_digest,
     one_line_errors,
     require,
+    require_flips,
     require_packable,
     write_json,
 )
@@ -104,6 +105,8 @@ def parser():
     add(train, "--recipe", "paper", recipe, choices=tuple(RECIPES))
     track = "angles and r after every epoch, in geometry.csv"
     add(train, "--track_geometry", "off", track, action="store_true")
+    flips = "flips and drift of the latent weights in the last epoch, in flips.npz"
+    add(train, "--track_flips", "off", flips, action="store_true")
     add(train, "--epochs", training.epochs, "0 only evaluates", **whole)
     add(train, "--batch_size", training.batch_size, "images in a step", **whole)
     add(train, "--lr_start", training.lr_start, "learning rate of the first epoch", **number)
@@ -126,6 +129,15 @@ def parser():
     )
     mirrored = "mirror training images at random, or shift them too"
     add(train, "--augment", "none", mirrored, choices=("none", "flip", "crop-flip"))
+    bop = "Adam on latent weights, or Bop, which flips binary weights and needs none"
+    add(train, "--optimizer", training.optimizer, bop, choices=("adam", "bop"))
+    gamma = "share of the newest gradient in Bop's average; with adam, keep that average too"
+    add(train, "--bop_gamma", "bop 0.0001", gamma, **number)
+    add(train, "--bop_threshold", "bop 1e-08", "average at which Bop flips a weight", **number)
+    kurtosis = "penalize the distance of each unit's kurtosis from X"
+    add(train, "--kurtosis", "none", kurtosis, **number)
+    freeze = "freeze binary weights that flip more often per step than X"
+    add(train, "--freeze_oscillating", "none", freeze, **number)
     add(train, "--seed", training.seed, "of initialization and shuffling", **whole)
     add(
         train,
@@ -247,13 +259,14 @@ def sitting(argv):
 # --- Run --------------------------------------------------------------------------------------
 
 
-def callbacks(network, folder, every, tracked=None):
-    """Keras callbacks that write history, TensorBoard's files, checkpoint and geometry.
+def callbacks(network, folder, every, tracked=None, flips=False):
+    """Keras callbacks that write history, TensorBoard's files, checkpoint, geometry and flips.
 
     The geometry is measured on the images `tracked`, if there are any.
     """
     import keras
 
+    from flips import FlipLog
     from geometry_log import GeometryLog
 
     class Run(keras.callbacks.Callback):
@@ -270,6 +283,8 @@ def callbacks(network, folder, every, tracked=None):
                 network.save(folder / CHECKPOINT)
 
     track = [] if tracked is None else [GeometryLog(network, tracked, folder / GEOMETRY)]
+    if flips:
+        track.append(FlipLog(folder / FLIPS))
     return [
         *track,
         Run(),
@@ -278,15 +293,16 @@ def callbacks(network, folder, every, tracked=None):
     ]
 
 
-def train(network, data, folder, every, track, strategy):
+def train(network, data, folder, args, strategy):
     """Train `network`, in `folder`, from the state that an interrupted run left there."""
-    tracked = data.x_test[:TRACKED_IMAGES] if track else None
+    tracked = data.x_test[:TRACKED_IMAGES] if "track_geometry" in args else None
+    every, flips = getattr(args, "ckpt_n", 10), "track_flips" in args
     valid = (data.x_valid, data.y_valid) if len(data.x_valid) else (None, None)
     network.fit(
         data.x_train,
         data.y_train,
         *valid,
-        callbacks=callbacks(network, folder, every, tracked),
+        callbacks=callbacks(network, folder, every, tracked, flips),
         state=folder / STATE,
         strategy=strategy,
     )
@@ -316,6 +332,7 @@ def checked(argv):
     args = parser().parse_args(argv)
     data_set = getattr(args, "data_set", "cifar-10")
     network, training = network_params(args), training_params(args)
+    require_flips(network, training)
     every = getattr(args, "ckpt_n", 10)
     require(every >= 1, f"--ckpt_n must be at least 1, not {every}")
     if "param_file" in args:
@@ -395,7 +412,7 @@ def run_in(folder, argv, args, data_set, network, training):
         chief = cluster is None or cluster.is_chief
         if chief:
             write_json(folder / RECORD, record)
-        train(bnn, data, folder, getattr(args, "ckpt_n", 10), "track_geometry" in args, strategy)
+        train(bnn, data, folder, args, strategy)
         if cluster:
             print(f"{WEIGHTS}{weights_digest(bnn)}")
         if not chief:

@@ -8,9 +8,10 @@ from pathlib import Path
 from utils import HALF_WRITTEN, require, write_text
 
 # The trained network; weights and optimizer after the last finished epoch; a row per epoch; the
-# geometry per epoch; what made them.
+# geometry per epoch; what made them; the last epoch's flips.
 CHECKPOINT, STATE = "network.keras", "state.keras"
 HISTORY, GEOMETRY, RECORD = "history.csv", "geometry.csv", "run.json"
+FLIPS = "flips.npz"
 # What else a run or a report of it leaves there.
 DERIVED = ("network.compact.keras", "network.packed", "report.md", "report.json", "report.npz")
 FOLDERS = ("figures", "tensorboard")
@@ -113,7 +114,7 @@ class RunFolder:
         return kept
 
     def _clear(self):
-        for name in (STATE, CHECKPOINT, HISTORY, GEOMETRY, *DERIVED, RECORD):
+        for name in (STATE, CHECKPOINT, HISTORY, GEOMETRY, FLIPS, *DERIVED, RECORD):
             (self.path / name).unlink(missing_ok=True)
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)

@@ -11,7 +11,8 @@ import stream
 import walk
 from distribute import devices
 from fast.batches import batches_in_order, training_batches
-from optimizers import LatentAdam
+from graph_ops import Sign
+from optimizers import AveragingAdam, Bop, FreezingAdam, LatentAdam
 from utils import TrainingParams, require
 
 # isort: split
@@ -50,6 +51,37 @@ def loss_named(loss_mode):
         # From logits: log(softmax(s)) underflows to −inf where one score is far ahead.
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return squared_hinge
+
+
+@keras.saving.register_keras_serializable("bnn")
+class Kurtosis(keras.regularizers.Regularizer):
+    """Penalty on each unit's kurtosis κ = E w⁴/(E w²)², whose last axis are the units.
+
+    (κ − target)², its mean over units.
+
+    Parameters
+    ----------
+    target : float
+
+    References
+    ----------
+    T. Rozen et al., "Bimodal-Distributed Binarized Neural Networks" (arXiv 2204.02004), on the
+    kurtosis of whole layers.
+    """
+
+    def __init__(self, target):
+        self.target = target
+
+    def __call__(self, w):
+        square = keras.ops.square(w)
+        axes = list(range(len(w.shape) - 1))
+        second = keras.ops.mean(square, axes)
+        # A unit of zeros has no shape: its penalty is a constant.
+        kurtosis = keras.ops.mean(square**2, axes) / keras.ops.maximum(second**2, 1e-20)
+        return keras.ops.mean((kurtosis - self.target) ** 2)
+
+    def get_config(self):
+        return {"target": self.target}
 
 
 # --- Callbacks --------------------------------------------------------------------------------
@@ -101,14 +133,14 @@ class _RefitBeforeValidation(keras.callbacks.Callback):
 
 
 class _Synchronize(keras.callbacks.Callback):
-    """Give `model` the weights of the distributed copy that is trained, after each epoch."""
+    """Give `model` the state of the distributed copy that is trained, after each epoch."""
 
     def __init__(self, model):
         super().__init__()
         self._own = model
 
     def on_epoch_end(self, epoch, logs=None):
-        self._own.set_weights(self.model.get_weights())
+        _take_over(self._own, self.model)
 
 
 class _SaveState(keras.callbacks.Callback):
@@ -207,12 +239,34 @@ def _classes(model, x):
 def compile_for(model, params, terms):
     """Compile a model as `fit` does. `terms`: of how many terms the loss of a batch is a mean."""
     model.compile(
-        LatentAdam(params.lr_start, clip=1 / terms),
+        _optimizer(model, params, clip=1 / terms),
         loss_named(params.loss_mode),
         metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         jit_compile=False,  # XLA's convolutions are slower on the CPU than the framework's.
     )
     model.optimizer.build(model.trainable_variables)
+
+
+def _optimizer(model, params, clip):
+    freeze = params.freeze_oscillating
+    if params.bop_gamma is None and freeze is None:
+        return LatentAdam(params.lr_start, clip=clip)
+    options = {"learning_rate": params.lr_start, "clip": clip, "kernels": _binary_kernels(model)}
+    if freeze is not None:
+        return FreezingAdam(limit=freeze, **options)
+    if params.optimizer == "bop":
+        return Bop(gamma=params.bop_gamma, threshold=params.bop_threshold, **options)
+    return AveragingAdam(gamma=params.bop_gamma, **options)
+
+
+def _binary_kernels(model):
+    kernels = [
+        layer.latent_kernel.path
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(getattr(layer, "kernel_quantizer", None), Sign)
+    ]
+    require(kernels, f"no layer of {model.name} quantizes its weights by the sign: take Adam alone")
+    return kernels
 
 
 @contextlib.contextmanager
@@ -235,7 +289,13 @@ def _on_devices_of(strategy, model, params, batch_size, terms):
     for one, all_ in zip(_state_of(model), _state_of(copy), strict=True):
         all_.assign(devices.from_chief(strategy, one.numpy()))
     yield copy
-    model.set_weights(copy.get_weights())
+    _take_over(model, copy)
+
+
+def _take_over(model, copy):
+    """Give `model` the weights and the optimizer of its distributed copy."""
+    for own, trained in zip(_state_of(model), _state_of(copy), strict=True):
+        own.assign(keras.ops.convert_to_numpy(trained))
 
 
 def _state_of(model):

@@ -381,11 +381,24 @@ class TrainingParams:
         state are float32 in both; so is all inference.
     augment : {'flip', 'crop-flip'}, optional
         Mirror training images left to right at random; 'crop-flip' shifts them, too.
+    optimizer : {'adam', 'bop'}
+        'bop' flips binary weights without latent ones, and moves the other variables by Adam; see
+        `optimizers.Bop`.
+    bop_gamma : float, optional
+        Share of the newest gradient in Bop's average of gradients; by default its authors' 1e-4.
+        With 'adam': keep the same average, which changes nothing else.
+    bop_threshold : float, optional
+        The average above which Bop flips a weight; by default 1e-8.
+    kurtosis : float, optional
+        Penalize the distance of each unit's kurtosis from this one; see `training.Kurtosis`.
+    freeze_oscillating : float, optional
+        Freeze binary weights that flip more often per step than this; see
+        `optimizers.FreezingAdam`.
 
     Raises
     ------
     ValueError
-        If a value is out of range.
+        If a value is out of range or two of them contradict each other.
     """
 
     batch_size: int = 50
@@ -398,6 +411,11 @@ class TrainingParams:
     seed: int = 0
     precision: str = "float32"
     augment: str | None = None
+    optimizer: str = "adam"
+    bop_gamma: float | None = None
+    bop_threshold: float | None = None
+    kurtosis: float | None = None
+    freeze_oscillating: float | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -427,6 +445,29 @@ class TrainingParams:
             self.augment in (None, "flip", "crop-flip"),
             f"augment must be flip or crop-flip, not {self.augment!r}",
         )
+        self._check_optimizer()
+
+    def _check_optimizer(self):
+        bop = self.optimizer == "bop"
+        require(
+            self.optimizer in ("adam", "bop"),
+            f"optimizer must be adam or bop, not {self.optimizer!r}",
+        )
+        require(bop or self.bop_threshold is None, "bop_threshold needs optimizer bop")
+        for name, default in (("bop_gamma", 1e-4), ("bop_threshold", 1e-8)):
+            if bop and getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        if self.bop_gamma is not None:
+            _require_number("bop_gamma", self.bop_gamma, 0, 1, open_low=True)
+        if bop:
+            _require_number("bop_threshold", self.bop_threshold, 0)
+        if self.kurtosis is not None:
+            # No distribution has less than 1, that of two values.
+            _require_number("kurtosis", self.kurtosis, 1)
+            require(not bop, "kurtosis and optimizer bop exclude each other: Bop's weights are ±1")
+        if self.freeze_oscillating is not None:
+            _require_number("freeze_oscillating", self.freeze_oscillating, 0, 1, open_low=True)
+            require(self.bop_gamma is None, "freeze_oscillating and bop exclude each other")
 
     def learning_rate(self, epoch):
         """Learning rate of `epoch`, counted from 0."""
@@ -448,6 +489,28 @@ RECIPES = {
         augment="crop-flip",
     ),
 }
+
+
+def require_flips(network, training):
+    """Raise ValueError if `training` counts on flips that no weight of `network` makes.
+
+    Parameters
+    ----------
+    network : NetworkParams
+    training : TrainingParams
+    """
+    wanted = {
+        "optimizer bop": training.optimizer == "bop",
+        "bop_gamma": training.bop_gamma is not None,
+        "freeze_oscillating": training.freeze_oscillating is not None,
+    }
+    option = next((name for name, given in wanted.items() if given), None)
+    if option is not None:
+        signs = network.levels == 2 and network.quantizer is None
+        binary = signs and any(network.per_layer("bin_weights"))
+        require(binary, f"{option} needs binary weights: drop it, or quantize by the sign")
+        plain = network.rotate_first is None
+        require(plain, f"{option} and rotate_first exclude each other: its weights are not ±1")
 
 
 def require_packable(params):

@@ -14,7 +14,7 @@ FLOORS = (
     ("graph_ops",),
     ("quantizers", "products"),
     ("walk",),
-    ("stream", "checkpoint", "optimizers", "distribute", "data"),
+    ("stream", "checkpoint", "optimizers", "flips", "distribute", "data"),
     ("training", "packed"),
     ("export",),
     ("bnn",),

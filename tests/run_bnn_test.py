@@ -16,6 +16,8 @@ import pytest
 
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams
+from data.load_data import load_data
+from flips import read_flips
 from geometry_log import read_geometry
 from utils import RECIPES, TrainingParams
 
@@ -71,6 +73,16 @@ def test_geometry_is_that_of_the_folders_last_run(tmp_path):
     assert tracked[1].exists()
     run_bnn.main([*command, "--overwrite"])
     assert not any(path.exists() for path in tracked)
+
+
+def test_flips_are_those_of_the_folders_last_run(tmp_path):
+    command = [*SMALL, "--epochs", "1", "--out_dir", str(tmp_path)]
+    run_bnn.main([*command, "--track_flips"])
+    steps, layers = read_flips(tmp_path / "flips.npz")
+    assert steps == len(load_data("digits").x_train) // TrainingParams().batch_size
+    assert list(layers) == ["conv_1", "conv_2", "fc_1", "fc_2"]
+    run_bnn.main([*command, "--overwrite"])
+    assert not (tmp_path / "flips.npz").exists()
 
 
 def test_packing_a_checkpoint_says_what_it_gave(finished, tmp_path, capsys):
@@ -273,6 +285,16 @@ WRONG = {
     "lr_schedule": (["--lr_schedule", "cosine"], "invalid choice"),
     "precision": (["--precision", "float16"], "invalid choice"),
     "augment": (["--augment", "rotate"], "invalid choice"),
+    "optimizer": (["--optimizer", "sgd"], "invalid choice"),
+    "bop_gamma": (["--optimizer", "bop", "--bop_gamma", "2"], "bop_gamma must be"),
+    "bop_threshold": (["--bop_threshold", "1e-8"], "bop_threshold needs optimizer bop"),
+    "bop ternary": (["--optimizer", "bop", "--levels", "3"], "needs binary weights"),
+    "kurtosis": (["--kurtosis", "0"], "kurtosis must be"),
+    "freeze": (["--freeze_oscillating", "0"], "freeze_oscillating must be"),
+    "freeze continuous": (
+        ["--freeze_oscillating", "0.02", "--continuous"],
+        "freeze_oscillating needs binary weights",
+    ),
     "seed": (["--seed", "-1"], "seed must be"),
     "ckpt_n": (["--ckpt_n", "0"], "ckpt_n must be"),
     "valid_size": (["--valid_size", "5000"], "valid_size"),

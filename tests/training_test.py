@@ -116,10 +116,21 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("network", ["paper", "residual"])
-def test_a_resumed_training_ends_where_an_uninterrupted_one_does(network, tmp_path):
+RESUMED = {
+    "paper": {},
+    "residual": {},
+    "bop": {"optimizer": "bop", "bop_gamma": 0.2, "bop_threshold": 1e-5},
+    "average": {"bop_gamma": 0.2},
+    "kurtosis": {"kurtosis": 1.8},
+    "freeze": {"freeze_oscillating": 0.015},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(name, tmp_path):
     x, y = random_images()
-    options = {"network": network, "training": {"augment": "flip"}}
+    network = "residual" if name == "residual" else "paper"
+    options = {"network": network, "training": {"augment": "flip", **RESUMED[name]}}
     whole = small_network(**options).fit(x, y)
     state = tmp_path / "state.keras"
     with pytest.raises(KeyboardInterrupt):
@@ -127,6 +138,8 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(network, tmp_pa
     resumed = small_network(**options).fit(x, y, state=state)
     assert len(resumed.history["loss"]) == 1
     np.testing.assert_array_equal(resumed.predict(x), whole.predict(x))
+    for layer, average in whole.gradient_averages.items():
+        np.testing.assert_array_equal(resumed.gradient_averages[layer], average)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():
