@@ -435,6 +435,8 @@ def look(bnn, data, folder=None):
 
     layers = measure_layers(bnn, data.x_test[:TABLE_IMAGES])
     print(format_table(layers))
+    if bnn.training_params.optimizer == "bop":
+        print("There are no latent weights: wc is -m, the average of gradients times -1.")
     if folder is not None:
         try:
             run_figures(layers, folder / "figures", read_geometry(folder / GEOMETRY))
