@@ -5,9 +5,10 @@ of Python: the last tenth of them is for testing.
 """
 
 import hashlib
+import itertools
 import pydoc_data.topics
 
-from examples.training import arguments, one_cycle, write
+from examples.training import arguments, one_cycle, train
 
 # isort: split
 import keras
@@ -16,6 +17,8 @@ from keras import layers, ops
 
 SHA256 = "2a95af4ac93f5b719944030ce3769070ddf827d847cba42192afa8da989e5dc4"  # Of Python 3.11.7.
 CONTEXT, WIDTH, HEADS, BLOCKS, BATCH = 64, 128, 4, 3, 64
+# Between the starts of two contexts: for training, validation and testing.
+STRIDES = 20, CONTEXT, CONTEXT
 
 
 def texts():
@@ -52,22 +55,16 @@ def windows(numbers, starts):
     return rows[:, :-1], rows[:, 1:]
 
 
+def adamw(steps):
+    return keras.optimizers.AdamW(one_cycle(2e-3, steps), weight_decay=0.01)
+
+
 if __name__ == "__main__":
-    args = arguments(epochs=10)
-    keras.utils.set_random_seed(0)
-    numbers, characters = texts()
-    split, rng = int(0.9 * len(numbers)), np.random.default_rng(0)
-    steps = args.steps or split // (BATCH * CONTEXT // 4)
-    model = network(characters)
-    model.compile(
-        keras.optimizers.AdamW(one_cycle(2e-3, args.epochs * steps), weight_decay=0.01),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=False,
-    )
-    for _ in range(args.epochs):
-        starts = rng.integers(split - CONTEXT, size=steps * BATCH)
-        model.fit(*windows(numbers, starts), BATCH, verbose=2)
-    x, y = windows(numbers, np.arange(split, len(numbers) - CONTEXT - 1, CONTEXT))
-    print("test", model.evaluate(x, y, batch_size=BATCH, verbose=0))
-    write(model, "characters", args.out, x, y)
+    args = arguments(epochs=3)
+    numbers, alphabet = texts()
+    # Eight tenths of the text are for training, a tenth each for validation and testing.
+    ends = [int(share * len(numbers)) for share in (0, 0.8, 0.9, 1)]
+    data = []
+    for (first, end), stride in zip(itertools.pairwise(ends), STRIDES, strict=True):
+        data += windows(numbers, np.arange(first, end - CONTEXT, stride))
+    train(lambda: network(alphabet), data, args, adamw, BATCH)

@@ -25,8 +25,10 @@ def network():
             y = separable(x, filters, 1, f"block_{filters}_{number}")
             x = layers.Add()([x, y])
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(images, layers.Dense(10, name="scores")(x), name="separable_cifar")
+    return keras.Model(
+        images, layers.Dense(10, dtype="float32", name="scores")(x), name="separable_cifar"
+    )
 
 
 if __name__ == "__main__":
-    train_cifar(network(), "separable_cifar", arguments(epochs=25), peak=0.1)
+    train_cifar(network, arguments(epochs=16), peak=0.1)

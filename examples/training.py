@@ -1,18 +1,17 @@
-"""What the example trainings share: the command line, augmented CIFAR-10, what they write."""
+"""What the example trainings share: the command line, the training itself, what they write."""
 
 import argparse
+import time
 from pathlib import Path
 
 from data.load_data import load_data
-from fast.batches import augmented
-from utils import atomic_path
+from fast.batches import training_batches
+from fast.precision import choose_precision
+from utils import atomic_path, write_json
 
 # isort: split
 import keras
 import numpy as np
-import tensorflow as tf
-
-BATCH = 128
 
 
 def arguments(epochs):
@@ -25,16 +24,6 @@ def arguments(epochs):
     return cli.parse_args()
 
 
-def write(model, name, out, x, y):
-    """Write the model and the test data that a survey takes: NAME.keras and NAME.npz."""
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out / f"{name}.keras") as path:
-        model.save(path)
-    with atomic_path(out / f"{name}.npz") as path:
-        np.savez_compressed(path, x=x, y=y)
-    print(f"python survey.py {out / name}.keras --npz {out / name}.npz")
-
-
 def one_cycle(peak, steps):
     """A learning rate that rises for a fifth of the steps and falls to zero along a cosine."""
     rise = max(steps // 5, 1)
@@ -43,24 +32,93 @@ def one_cycle(peak, steps):
     )
 
 
-def train_cifar(model, name, args, peak):
-    """Train a classifier of CIFAR-10 on shifted and mirrored images, and write it."""
+def train(network, data, args, optimizer, batch, augment=None, precision="float32"):
+    """Train `network()` and write NAME.keras, NAME.npz (the validation data) and NAME.json.
+
+    A survey chooses a plan on its data: these are validation data, so that the test data choose
+    nothing. A training that was interrupted goes on after its last finished epoch.
+
+    Parameters
+    ----------
+    network : callable
+        Returns a model that ends in a score per class.
+    data : sequence of six ndarrays
+        Inputs and labels: for training, validation and testing.
+    args : argparse.Namespace
+        See `arguments`.
+    optimizer : callable
+        Its argument is the number of steps of the whole training.
+    batch : int
+    augment : str, optional
+        As `fast.batches.augmented` takes it.
+    precision : {'float32', 'auto'}
+        'auto' trains in bfloat16 where that is faster. The model that is written is float32.
+    """
+    started = time.perf_counter()
     keras.utils.set_random_seed(0)
-    data = load_data("cifar-10", args.data_dir, valid_size=0)
-    steps = args.steps or len(data.x_train) // BATCH
-    seeds = tf.data.Dataset.random(seed=0).batch(2).map(lambda s: tf.cast(s % 2**31, tf.int32))
-    batches = tf.data.Dataset.from_tensor_slices((data.x_train, data.y_train))
-    batches = batches.shuffle(len(data.x_train), seed=0).repeat().batch(BATCH)
-    batches = tf.data.Dataset.zip(batches, seeds).map(
-        lambda batch, seed: (augmented(batch[0], "crop-flip", seed), batch[1])
+    x, y, x_valid, y_valid, x_test, y_test = data
+    steps = args.steps or len(x) // batch
+    policy, _ = choose_precision(precision)
+    keras.config.set_dtype_policy(policy)
+    model = network()
+    keras.config.set_dtype_policy("float32")
+    _compile(model, optimizer(args.epochs * steps))
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / model.name
+    history = model.fit(
+        training_batches(x, y, batch, 0, args.epochs, augment=augment),
+        epochs=args.epochs,
+        steps_per_epoch=steps,
+        shuffle=False,  # The batches are.
+        validation_data=(x_valid, y_valid),
+        validation_batch_size=500,
+        callbacks=[keras.callbacks.BackupAndRestore(f"{path}_state", double_checkpoint=True)],
+        verbose=2,
     )
-    rate = one_cycle(peak, args.epochs * steps)
+    stock = network()
+    stock.set_weights(model.get_weights())
+    _compile(stock, "sgd")
+    with atomic_path(f"{path}.keras") as temporary:
+        stock.save(temporary, include_optimizer=False)
+    with atomic_path(f"{path}.npz") as temporary:
+        np.savez_compressed(temporary, x=x_valid, y=y_valid)
+    valid, test = (
+        stock.evaluate(*pair, 500, 0)[1] for pair in ((x_valid, y_valid), (x_test, y_test))
+    )
+    trained = {
+        "model": model.name,
+        "parameters": stock.count_params(),
+        "epochs": args.epochs,
+        "precision": policy,
+        "validation_accuracy": valid,
+        "test_accuracy": test,
+        "seconds": time.perf_counter() - started,
+        "epochs_in_these_seconds": len(history.epoch),
+    }
+    write_json(f"{path}.json", trained)
+    print(trained)
+    print(f"python survey.py {path}.keras --npz {path}.npz")
+
+
+def _compile(model, optimizer):
     model.compile(
-        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=False,
+        jit_compile=False,  # XLA's convolutions are slower on the CPU than the framework's.
     )
-    model.fit(batches.prefetch(2), epochs=args.epochs, steps_per_epoch=steps, verbose=2)
-    print("test", model.evaluate(data.x_test, data.y_test, batch_size=500, verbose=0))
-    write(model, name, args.out, data.x_test, data.y_test)
+
+
+def train_cifar(network, args, peak):
+    """Train a classifier of CIFAR-10 on shifted and mirrored images."""
+    train(
+        network,
+        load_data("cifar-10", args.data_dir, valid_size=5000),
+        args,
+        lambda steps: keras.optimizers.SGD(
+            one_cycle(peak, steps), momentum=0.9, nesterov=True, weight_decay=4e-3
+        ),
+        batch=128,
+        augment="crop-flip",
+        precision="auto",
+    )
