@@ -35,4 +35,4 @@ def network():
 
 
 if __name__ == "__main__":
-    train_cifar(network, arguments(epochs=9), peak=0.2)
+    train_cifar(network, arguments(epochs=9), peak=0.2, precision="auto")

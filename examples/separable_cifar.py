@@ -15,20 +15,15 @@ def separable(x, filters, strides, name):
 def network():
     images = keras.Input((32, 32, 3))
     x = layers.Rescaling(1 / 127.5, -1)(images)
-    x = layers.Conv2D(32, 3, padding="same", use_bias=False, name="stem")(x)
+    x = layers.Conv2D(24, 3, padding="same", use_bias=False, name="stem")(x)
     x = layers.ReLU()(layers.BatchNormalization(name="stem_norm")(x))
-    x = separable(x, 64, 2, "narrow_64")
-    for filters in (64, 128, 256):
-        if filters > 64:
-            x = separable(x, filters, 2, f"narrow_{filters}")
-        for number in (1, 2):
-            y = separable(x, filters, 1, f"block_{filters}_{number}")
-            x = layers.Add()([x, y])
+    for filters, count in ((48, 1), (128, 2), (256, 3)):
+        x = separable(x, filters, 2, f"narrow_{filters}")
+        for number in range(1, count + 1):
+            x = layers.Add()([x, separable(x, filters, 1, f"block_{filters}_{number}")])
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(
-        images, layers.Dense(10, dtype="float32", name="scores")(x), name="separable_cifar"
-    )
+    return keras.Model(images, layers.Dense(10, name="scores")(x), name="separable_cifar")
 
 
 if __name__ == "__main__":
-    train_cifar(network, arguments(epochs=16), peak=0.1)
+    train_cifar(network, arguments(epochs=11), peak=0.1)

@@ -109,7 +109,7 @@ def _compile(model, optimizer):
     )
 
 
-def train_cifar(network, args, peak):
+def train_cifar(network, args, peak, precision="float32"):
     """Train a classifier of CIFAR-10 on shifted and mirrored images."""
     train(
         network,
@@ -120,5 +120,5 @@ def train_cifar(network, args, peak):
         ),
         batch=128,
         augment="crop-flip",
-        precision="auto",
+        precision=precision,
     )
