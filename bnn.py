@@ -5,6 +5,7 @@ al. 2016): conv 3×3 128-128-P-256-256-P-512-512-P, fully connected 1024-1024-10
 weights.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -20,6 +21,7 @@ from fast.batches import LARGEST_SHIFT, batches_in_order
 from optimizers import AveragingAdam
 from packed import PackedNetwork
 from utils import (
+    RECURRENT,
     NetworkParams,
     TrainingParams,
     frozen,
@@ -62,15 +64,18 @@ class _Layers:
 
     def __init__(self, params, training_params):
         self._params, self._training = params, training_params
-        self._made = {"conv": 0, "fc": 0}
+        self._made = collections.Counter()
         self._position, self._name = -1, ""
         # One seed per layer, none of them shared with the shuffling.
         self._seeds = np.random.SeedSequence(training_params.seed).generate_state(params.layers)
 
-    def conv(self, x, filters, strides=1):
+    def conv(self, x, filters, strides=1, **options):
         """A quantized convolution, SAME; the first layer's may be quantized in another basis."""
         self._next("conv")
-        size, options = self._params.filter_size, self._options(self._seeds[self._position])
+        size, options = (
+            self._params.filter_size,
+            self._options(self._seeds[self._position]) | options,
+        )
         options |= {"strides": strides, "padding": "same", "name": self._name}
         if self._position == 0 and self._params.rotate_first:
             whitens = self._params.rotate_first == "zca"
@@ -78,33 +83,70 @@ class _Layers:
             return graph_ops.RotatedConv2D(filters, size, basis=basis, **options)(x)
         return graph_ops.QuantConv2D(filters, size, **options)(x)
 
-    def dense(self, x, units):
+    def dense(self, x, units, **options):
         """A quantized fully connected layer."""
         self._next("fc")
-        options = self._options(self._seeds[self._position])
+        options = self._options(self._seeds[self._position]) | options
         return graph_ops.QuantDense(units, name=self._name, **options)(x)
 
     def pool(self, x):
         """2×2 max pooling."""
         return graph_ops.MaxPooling2D(name=f"{self._name}_pool")(x)
 
-    def norm(self, x):
+    def norm(self, x, suffix="", **options):
         """Batch norm of what the last product was made into."""
-        momentum = self._training.bn_momentum
         norm = graph_ops.ShiftBatchNormalization(
-            momentum, name=f"{self._name}_norm", dtype="float32"
+            self._training.bn_momentum,
+            name=f"{self._name}{suffix}_norm",
+            dtype="float32",
+            **options,
         )
         return norm(x)
 
+    def bits(self, x):
+        """The signs of what batch norm gives."""
+        return keras.layers.Activation(graph_ops.Sign(), autocast=False)(x)
+
     def shortcut(self, x, filters, strides):
         """`x` in another shape: a quantized 1×1 convolution, then batch norm."""
+        options = {**self._options(self._second_seed()), "strides": strides, "padding": "same"}
         name = f"{self._name}_shortcut"
-        seed = np.random.SeedSequence([self._training.seed, self._position]).generate_state(1)[0]
-        options = {**self._options(seed), "strides": strides, "padding": "same", "name": name}
-        norm = graph_ops.ShiftBatchNormalization(
-            self._training.bn_momentum, name=f"{name}_norm", dtype="float32"
+        return self.norm(graph_ops.QuantConv2D(filters, 1, name=name, **options)(x), "_shortcut")
+
+    def recurrent(self, x, units, kind, step):
+        """The states of a recurrent layer with quantized kernels, one for each time step.
+
+        Products of the inputs share their statistics over all time steps. Those of the state have
+        other statistics at each, as Cooijmans et al. (2016, arXiv 1603.09025) found necessary.
+        """
+        self._next(kind)
+        step = step(units, name=f"{self._name}_step", dtype="float32")
+        of_input, of_state = (
+            graph_ops.QuantDense(
+                step.gates * units,
+                name=f"{self._name}_{part}",
+                **{**self._options(seed), "input_quantizer": None},
+            )
+            for part, seed in (
+                ("input", self._seeds[self._position]),
+                ("state", self._second_seed()),
+            )
         )
-        return norm(graph_ops.QuantConv2D(filters, 1, **options)(x))
+        of_input = self.norm(of_input(x), "_input", center=False)
+        states, cell = [], None
+        for time in range(x.shape[1]):
+            parts = [of_input[:, time]]
+            if time:
+                normal = self.norm(of_state(states[-1]), f"_state_{time}", center=False)
+                parts += [normal, states[-1] if cell is None else cell]
+            made = step(parts)
+            state, cell = made if isinstance(made, tuple | list) else (made, None)
+            states.append(state)
+        return states
+
+    def _second_seed(self):
+        """For a layer's other kernel."""
+        return np.random.SeedSequence([self._training.seed, self._position]).generate_state(1)[0]
 
     def _next(self, kind):
         self._made[kind] += 1
@@ -172,15 +214,62 @@ def residual_network(x, out_dim, params, layers):
     arXiv 1808.00278). Where the paper's network pools, the convolution has twice the stride, and
     the shortcut is a quantized 1×1 convolution of this stride.
     """
-    sizes = zip(params.conv, params.strides, params.max_pool, strict=True)
-    for number, (filters, stride, halves) in enumerate(sizes):
-        strides = 2 * stride if halves else stride
+    for number, (filters, strides) in enumerate(_strided(params)):
         y = layers.norm(layers.conv(x, filters, strides))
         if number > 0:
             same = strides == 1 and x.shape[-1] == filters
             y = keras.layers.Add()([y, x if same else layers.shortcut(x, filters, strides)])
         x = y
     return _fully_connected(x, out_dim, params, layers)
+
+
+def _strided(params):
+    """Filters and stride of each convolution, twice the stride in place of pooling."""
+    for filters, stride, pool in zip(params.conv, params.strides, params.max_pool, strict=True):
+        yield filters, 2 * stride if pool else stride
+
+
+def boolean_network(x, out_dim, params, layers):
+    """`residual_network` with one bit in place of each float, as in BoolNet (Guo et al. 2021).
+
+    The first layer reads thresholds of the pixels, and every activation is a sign. A shortcut is
+    joined by XNOR and by OR in turn (arXiv 2106.06991).
+    """
+    x = graph_ops.PixelSlices(params.slices, name="slices")(x)
+    for number, (filters, strides) in enumerate(_strided(params)):
+        y = layers.conv(x, filters, strides, input_quantizer=graph_ops.Sign())
+        y = layers.bits(layers.norm(y))
+        if number > 0:
+            same = strides == 1 and x.shape[-1] == filters
+            bits = x if same else layers.bits(layers.shortcut(x, filters, strides))
+            y = graph_ops.LogicMerge("xnor" if number % 2 else "or")([y, bits])
+        x = y
+    return _fully_connected(x, out_dim, params, layers)
+
+
+def gru_network(x, out_dim, params, layers):
+    """A GRU that reads an image row by row, then the output layer.
+
+    Kernels of inputs and states are quantized and their products batch-normed, as in Ardakani et
+    al. (2018, arXiv 1809.11086). States stay floats.
+    """
+    return _recurrent(x, out_dim, params, layers, graph_ops.GRUStep)
+
+
+def lstm_network(x, out_dim, params, layers):
+    """`gru_network` with LSTM layers."""
+    return _recurrent(x, out_dim, params, layers, graph_ops.LSTMStep)
+
+
+def _recurrent(x, out_dim, params, layers, step):
+    rows, columns, channels = x.shape[1:]
+    x = keras.layers.Reshape((rows, columns * channels), autocast=False)(x)
+    for number, units in enumerate(params.fc, 1):
+        states = layers.recurrent(x, units, params.network, step)
+        if number < len(params.fc):
+            x = keras.ops.stack(states, axis=1)
+    scores = layers.norm(layers.dense(states[-1], out_dim, input_quantizer=None))
+    return keras.layers.Activation("linear", name="scores", dtype="float32")(scores)
 
 
 def _fully_connected(x, out_dim, params, layers):
@@ -191,7 +280,13 @@ def _fully_connected(x, out_dim, params, layers):
     return keras.layers.Activation("linear", name="scores", dtype="float32")(x)
 
 
-NETWORKS = {"paper": paper_network, "residual": residual_network}
+NETWORKS = {
+    "paper": paper_network,
+    "residual": residual_network,
+    "boolnet": boolean_network,
+    "gru": gru_network,
+    "lstm": lstm_network,
+}
 
 
 @graph_ops.register
@@ -534,8 +629,17 @@ class BinaryNeuralNetwork:
             float32 in [−1, 1]. Each dict holds float32 arrays: `wc` latent and `wb` quantized
             weights (HWIO, or (inputs, units)), `pre_bin_act` after batch norm and `post_bin_act`
             after the quantizer of the next layer (NHWC, or (n, units)).
+
+        Raises
+        ------
+        ValueError
+            If the network is recurrent: its layers have activations at every time step.
         """
         x = self._checked(x)
+        require(
+            self.network_params.network not in RECURRENT,
+            "a recurrent layer has no single activation: measure.measure_layers shows its products",
+        )
         norms = [norm.output for norm in self.norms if not norm.name.endswith("_shortcut_norm")]
         layers = [layer for layer in self.layers if not layer.name.endswith("_shortcut")]
         outputs = keras.Model(self.model.input, norms)

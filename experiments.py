@@ -1,13 +1,15 @@
 """What if? The first layer quantized in other bases; latent weights in place of quantized ones."""
 
 import geometry
+import walk
 from bnn import WHITENING_FLOOR, scaled
-from graph_ops import Ternary
+from graph_ops import QuantConv2D, Sign, Ternary
 from measure import COVARIANCE_IMAGES, sampled_patches
 from stream import Stream
 from walk import Window
 
 # isort: split
+import keras
 import numpy as np
 from tqdm import tqdm
 
@@ -23,7 +25,6 @@ def rotation_correlations(network, x, x_train):
     Parameters
     ----------
     network : bnn.BinaryNeuralNetwork
-        With a convolutional first layer.
     x, x_train : ndarray, shape (n, height, width, channels)
         Test images, whose patches are multiplied (`COVARIANCE_POSITIONS` of each of the first
         `COVARIANCE_IMAGES`), and training images, which give principal axes and whitening.
@@ -34,8 +35,11 @@ def rotation_correlations(network, x, x_train):
         By basis ('as is', 'random', 'pca', 'zca') a dict of r by what is quantized there
         ('weights', 'patches', 'both'), each against the dot products of nothing quantized.
         Patches are whitened as (x − mean)Z and multiplied with the latent weights as they are.
+        Empty if the first layer is no convolution of pixels.
     """
     layer = network.layers[0]
+    if not isinstance(layer, QuantConv2D) or layer.input_quantizer is not None:
+        return {}
     statistics = network.first_patches(x_train)
     covariance, d = statistics.covariance, statistics.d
     window = Window(layer.kernel_size, layer.strides)
@@ -93,7 +97,9 @@ def substitution_accuracies(network, x_train, x, y, progress=False):
         Of (accuracy as it is, accuracy re-estimated), by what is substituted: 'none', the control,
         each quantized layer's name, and 'all'.
     """
-    names = [layer.name for layer in network.layers if layer.kernel_quantizer is not None]
+    quantized = {layer.name for layer in network.layers if layer.kernel_quantizer is not None}
+    steps = dict.fromkeys(step.layer.name for step in walk.steps(network.model))
+    names = [name for name in steps if name in quantized]
     images = Stream(network.model, x_train[:REFIT_IMAGES]), Stream(network.model, x)
     experiments = [("none", None, []), ("all", None, names), *((n, n, [n]) for n in names)]
     accuracies = {}
@@ -107,3 +113,84 @@ def substitution_accuracies(network, x_train, x, y, progress=False):
         refitted.refit()
         accuracies[name] = as_it_is, tested.accuracy(y)
     return accuracies
+
+
+# --- Time steps -------------------------------------------------------------------------------
+
+
+def correlations_over_time(model, x, quantizer=Sign()):  # noqa: B008
+    """r of A·w^c and A·w^b of a recurrent model's products, at each time step.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A product that is formed once for all time steps has them on the second axis of its inputs.
+    x : ndarray, shape (n, ...)
+        All of them go through the model at once.
+    quantizer : graph_ops.Quantizer
+        Against which weights are measured in a layer that does not quantize them.
+
+    Returns
+    -------
+    dict
+        By product an ndarray of shape (steps,), pooled over units; nan where all products of a
+        step are equal.
+    """
+    steps = {}
+
+    def look(product):
+        wb = product.quantized_kernel if product.kernel_quantizer else quantizer(product.kernel)
+        pair = [
+            keras.ops.convert_to_numpy(product.dot(product.quantized_inputs, kernel))
+            for kernel in (product.kernel, wb)
+        ]
+        at_once = pair[0].ndim == 3
+        steps.setdefault(product.name, []).extend(
+            zip(*(np.moveaxis(dots, 1, 0) if at_once else dots[None] for dots in pair), strict=True)
+        )
+
+    walk.visit(model, x, look)
+    return {
+        name: np.array([_correlation(*pair) for pair in pairs]) for name, pairs in steps.items()
+    }
+
+
+def drift_over_time(network, other, x):
+    """r of each product of one recurrent network with that of another, at each time step.
+
+    Set against `correlations_over_time`, whose inputs are the same at each step, it tells what the
+    recurrence makes of the difference of the weights.
+
+    Parameters
+    ----------
+    network, other : bnn.BinaryNeuralNetwork
+        The second as from `with_weights`, with its batch norm re-estimated: products are compared
+        after batch norm.
+    x : ndarray, shape (n, height, width, channels)
+
+    Returns
+    -------
+    ndarray, shape (steps,)
+        Pooled over units and images, of the states of the first recurrent layer.
+    """
+    states = [_states(each, x) for each in (network, other)]
+    return np.array([_correlation(*pair) for pair in zip(*states, strict=True)])
+
+
+def _states(network, x):
+    """What each time step of the first recurrent layer makes."""
+    graph = walk.graph_of(network.model_for(x))
+    tensors = {graph.inputs[0]: keras.ops.convert_to_tensor(x)}
+    for step in graph.steps:
+        step.run(tensors)
+    first = [
+        step
+        for step in graph.steps
+        if step.layer.name == f"{network.network_params.network}_1_step"
+    ]
+    outputs = (keras.tree.flatten(step.outputs)[0] for step in first)
+    return [keras.ops.convert_to_numpy(tensors[slot.number]) for slot in outputs]
+
+
+def _correlation(a, b):
+    return float(geometry.DotProductStatistics(a.shape[-1]).update(a, b).correlation())

@@ -33,6 +33,7 @@ from straight_through import (
 
 # isort: split
 import keras
+import numpy as np
 import tensorflow as tf
 
 __all__ = [
@@ -42,8 +43,12 @@ __all__ = [
     "BinaryDense",
     "Block",
     "Clip",
+    "GRUStep",
+    "LSTMStep",
     "LloydMax",
+    "LogicMerge",
     "MaxPooling2D",
+    "PixelSlices",
     "QuantConv2D",
     "QuantDense",
     "Quantizer",
@@ -162,7 +167,7 @@ def synchronized_batch_norm(x, beta):
 
 @register
 class ShiftBatchNormalization(keras.layers.BatchNormalization):
-    """Batch norm over all axes but the last, with a shift β and no scale.
+    """Batch norm over all axes but the last, with a shift β (unless center=False) and no scale.
 
     Training normalizes with the batch's own mean and (biased) variance, through the framework's
     fused kernel or, with several replicas, over the batches of all of them. Inference is
@@ -181,12 +186,19 @@ class ShiftBatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=False):
         if training:
             return self._normalize_by_batch(inputs)
-        statistics = (self.moving_mean, self.moving_variance, self.beta)
-        return shift_batch_norm(inputs, *map(tf.convert_to_tensor, statistics))
+        statistics = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
+        return shift_batch_norm(inputs, *statistics, self._shift())
+
+    def _shift(self):
+        return (
+            tf.convert_to_tensor(self.beta)
+            if self.center
+            else tf.zeros([self.moving_mean.shape[0]])
+        )
 
     def _normalize_by_batch(self, inputs):
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            beta = tf.convert_to_tensor(self.beta)
+            beta = self._shift()
             out, mean, variance = synchronized_batch_norm(inputs, beta)
             self._follow(self.moving_mean, mean)
             self._follow(self.moving_variance, variance)
@@ -197,7 +209,7 @@ class ShiftBatchNormalization(keras.layers.BatchNormalization):
         out, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=tf.reshape(inputs, [-1, 1, 1, channels]) if inputs.shape.rank != 4 else inputs,
             scale=tf.ones([channels]),
-            offset=tf.convert_to_tensor(self.beta),
+            offset=self._shift(),
             mean=tf.zeros([0]),
             variance=tf.zeros([0]),
             epsilon=self.epsilon,
@@ -215,7 +227,8 @@ class ShiftBatchNormalization(keras.layers.BatchNormalization):
 
     def get_config(self):
         # The base class lists options that this one fixes.
-        return {**keras.layers.Layer.get_config(self), "momentum": self.momentum}
+        options = {"momentum": self.momentum} | ({} if self.center else {"center": False})
+        return {**keras.layers.Layer.get_config(self), **options}
 
 
 # --- Layers -----------------------------------------------------------------------------------
@@ -500,6 +513,175 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
 
     def __init__(self, pool_size=2, padding="same", **kwargs):
         super().__init__(pool_size, padding=padding, autocast=False, **kwargs)
+
+
+# --- Networks of bits -------------------------------------------------------------------------
+
+
+@register
+class PixelSlices(keras.layers.Layer):
+    """Each channel of pixels as `slices` channels of ±1: +1 from an evenly spaced threshold on.
+
+    A uint8 pixel x is compared with whole numbers, the i-th being ceil(256·i / (slices + 1)).
+    Floats mean 2x/255 − 1. As in the multi-slice convolution of BoolNet (Guo et al. 2021,
+    arXiv 2106.06991).
+
+    Parameters
+    ----------
+    slices : int
+        From 1 to 255.
+    """
+
+    def __init__(self, slices, **kwargs):
+        super().__init__(**{"autocast": False, "dtype": "float32", **kwargs})
+        utils.require(
+            utils.is_whole(slices) and 1 <= slices <= 255,
+            f"slices must be a whole number from 1 to 255, not {slices!r}",
+        )
+        self.slices = int(slices)
+
+    @property
+    def thresholds(self):
+        """Pixels from which a slice is +1, uint8 of shape (slices,), rising."""
+        return np.ceil(256 * np.arange(1, self.slices + 1) / (self.slices + 1)).astype(np.uint8)
+
+    def call(self, inputs):
+        x, limits = tf.convert_to_tensor(inputs), self.thresholds
+        if x.dtype != tf.uint8:
+            limits = (2 * limits.astype(np.float32) - 255) / 255
+        above = x[..., None] >= tf.constant(limits, x.dtype)
+        shape = [-1, *x.shape[1:-1], x.shape[-1] * self.slices]
+        return 2 * tf.cast(tf.reshape(above, shape), tf.float32) - 1
+
+    def compute_output_spec(self, inputs):
+        shape = (*inputs.shape[:-1], inputs.shape[-1] * self.slices)
+        return keras.KerasTensor(shape, "float32")
+
+    def get_config(self):
+        return {**super().get_config(), "slices": self.slices}
+
+
+@compiled
+def _xnor(a, b):
+    return a * b
+
+
+@compiled
+def _or(a, b):
+    return (1 + a + b - a * b) / 2
+
+
+LOGIC = {"xnor": _xnor, "or": _or}
+
+
+@register
+class LogicMerge(keras.layers.Layer):
+    """XNOR or OR of two tensors of ±1, as BoolNet joins a shortcut of bits (Guo et al. 2021).
+
+    The functions are a·b and (1 + a + b − a·b)/2. Their gradients are what the result changes when
+    one bit changes, halved as the bit's own change is.
+
+    Parameters
+    ----------
+    operation : {'xnor', 'or'}
+    """
+
+    def __init__(self, operation, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        utils.require(operation in LOGIC, f"operation must be xnor or or, not {operation!r}")
+        self.operation = operation
+
+    def call(self, inputs):
+        return LOGIC[self.operation](*inputs)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+    def get_config(self):
+        return {**super().get_config(), "operation": self.operation}
+
+
+# --- Recurrent networks -----------------------------------------------------------------------
+
+
+class _Step(keras.layers.Layer):
+    """One time step of a recurrent layer, after its products were normalized; see `GRUStep`."""
+
+    gates = None
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        shape = (self.gates * self.units,)
+        # The start that Cooijmans et al. chose, so that tanh and σ do not saturate.
+        gain = keras.initializers.Constant(0.1)
+        self.input_gain = self.add_weight(name="input_gain", shape=shape, initializer=gain)
+        self.state_gain = self.add_weight(name="state_gain", shape=shape, initializer=gain)
+        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros")
+
+    def call(self, inputs):
+        of_input, *before = map(tf.convert_to_tensor, inputs)
+        state = tf.zeros_like(of_input[..., : self.units])
+        of_state, state = before or (tf.zeros_like(of_input), state)
+        terms = self.input_gain * of_input + self.bias, self.state_gain * of_state
+        return self._next(*(tf.split(term, self.gates, axis=-1) for term in terms), state)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@register
+class GRUStep(_Step):
+    """The next state of a GRU from batch-normed products of input and state.
+
+    z, r = σ(φ·x + φ'·h + b), n = tanh(φ·x + r·(φ'·h) + b), state ← z·state + (1 − z)·n, where x and
+    h are the normalized products, and gains φ, φ' and bias b are shared by all time steps. So
+    Ardakani et al. (2018, arXiv 1809.11086) normalize a recurrent layer with quantized kernels.
+
+    Called on [x] at the first step, then on [x, h, state]. Returns the state.
+
+    Parameters
+    ----------
+    units : int
+    """
+
+    gates = 3
+
+    def _next(self, x, h, state):
+        z, r = (tf.sigmoid(x[i] + h[i]) for i in (0, 1))
+        return z * state + (1 - z) * tf.tanh(x[2] + r * h[2])
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((inputs[0].shape[0], self.units), self.compute_dtype)
+
+
+@register
+class LSTMStep(_Step):
+    """The same of an LSTM, with gates i, f, o and candidate g; see `GRUStep`.
+
+    Called on [x] at the first step, then on [x, h, cell]. Returns the state and the cell:
+    cell ← σ(f)·cell + σ(i)·tanh(g), state ← σ(o)·tanh(cell).
+
+    Parameters
+    ----------
+    units : int
+    """
+
+    gates = 4
+
+    def _next(self, x, h, cell):
+        i, f, o, g = (a + b for a, b in zip(x, h, strict=True))
+        cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
+        return tf.sigmoid(o) * tf.tanh(cell), cell
+
+    def compute_output_spec(self, inputs):
+        shape = (inputs[0].shape[0], self.units)
+        return tuple(keras.KerasTensor(shape, self.compute_dtype) for _ in range(2))
+
+
+# --- Blocks -----------------------------------------------------------------------------------
 
 
 @register

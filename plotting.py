@@ -684,9 +684,10 @@ def run_figures(layers, folder, history=()):
         "angles": plot_layer_angles(layers),
         "angle_scaling": plot_angle_scaling(layers),
         "weights_dot": plot_dot_products(layers, "weights_dot"),
-        "activations_dot": plot_dot_products(layers, "activations_dot"),
         "weights": plot_weights(layers),
     }
+    if any(layer.activations_dot for layer in layers):
+        figures["activations_dot"] = plot_dot_products(layers, "activations_dot")
     if history:
         figures["angle_history"] = plot_angle_history(history)
     for name, figure in figures.items():

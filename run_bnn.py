@@ -83,12 +83,14 @@ def parser():
     add(files, "--export", "off", exporting, metavar="DIR")
 
     net = cli.add_argument_group("network")
-    add(net, "--network", network.network, "the paper's, or with shortcuts", choices=NETWORK_NAMES)
+    kinds = "the paper's, with shortcuts of floats or of bits, or recurrent"
+    add(net, "--network", network.network, kinds, choices=NETWORK_NAMES)
     add(net, "--conv", network.conv, "filters of each convolutional layer", **several)
     add(net, "--filter_size", network.filter_size, "height and width of the filters", **whole)
     add(net, "--stride", network.stride, "of each conv layer, or one for all", **several)
     add(net, "--max_pool", (0, 1, 0, 1, 0, 1), "per conv layer: 1 for 2×2 pooling", **several)
-    add(net, "--fc", network.fc, "units of each fully connected layer", **several)
+    add(net, "--fc", network.fc, "units of each fully connected or recurrent layer", **several)
+    add(net, "--slices", "8", "thresholds of a pixel that boolnet reads", **whole)
     add(net, "--levels", 2, "2 for binary, 3 for ternary", type=int, choices=(2, 3))
     add(net, "--threshold", "0.0; ternary 0.02", "of the ternary quantizer", **number)
     add(net, "--threshold_sigma", "none", "threshold in standard deviations", **number)

@@ -102,23 +102,31 @@ class _StopOnDivergence(keras.callbacks.Callback):
 
 
 class _StopWithoutSignal(keras.callbacks.Callback):
-    """End the training after its first batch if a layer has seen nothing but equal products.
+    """End the training after its first batch if all scores have been equal.
 
-    So it is where a threshold makes all activations zero: nothing could be learned.
+    So it is where a threshold makes all activations of a layer zero: nothing could be learned.
     """
 
     def on_train_batch_end(self, batch, logs=None):
         if self.model.optimizer.iterations > 1:
             return
-        for norm in self.model._flatten_layers(include_self=False):
-            if isinstance(norm, keras.layers.BatchNormalization):
-                # The average began at 1; what was added to it is the variance of this batch.
-                added = norm.moving_variance.numpy() - norm.momentum
-                require(
-                    norm.momentum == 1 or added.max() > 1e-6 * (1 - norm.momentum),
-                    f"all products before {norm.name} are equal: the activations that it follows "
-                    "are zero, so choose a smaller activation threshold",
-                )
+        norms = [
+            layer
+            for layer in self.model._flatten_layers(include_self=False)
+            if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        silent = list(map(self._saw_equal_products, norms))
+        # One in the middle may well be: of what a recurrent layer makes of a row without ink.
+        if silent and silent[-1]:
+            raise ValueError(
+                f"all products before {norms[silent.index(True)].name} are equal: the activations "
+                "that it follows are zero, so choose a smaller activation threshold",
+            )
+
+    def _saw_equal_products(self, norm):
+        # The average began at 1; what was added to it is the variance of this batch.
+        added = norm.moving_variance.numpy() - norm.momentum
+        return norm.momentum != 1 and added.max() <= 1e-6 * (1 - norm.momentum)
 
 
 class _RefitBeforeValidation(keras.callbacks.Callback):

@@ -181,8 +181,15 @@ def _require_number(name, value, low, high=math.inf, open_low=False):
     require(inside and value <= high, f"{name} must be a number {bound}, not {value!r}")
 
 
+PAPER_SIZES = {
+    "conv": (128, 128, 256, 256, 512, 512),
+    "max_pool": (False, True, False, True, False, True),
+    "fc": (1024, 1024),
+}
+RECURRENT_SIZES = {"conv": (), "max_pool": (), "fc": (128,)}
 # `bnn.NETWORKS` builds them.
-NETWORK_NAMES = ("paper", "residual")
+NETWORK_NAMES = ("paper", "residual", "boolnet", "gru", "lstm")
+RECURRENT = ("gru", "lstm")
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ class NetworkParams:
     Parameters
     ----------
     conv : sequence of int
-        Filters of each convolutional layer; may be empty.
+        Filters of each convolutional layer; may be empty. A recurrent network has none.
     filter_size : int
         Height and width of every filter.
     stride : int or sequence of int
@@ -200,10 +207,11 @@ class NetworkParams:
     max_pool : sequence of bool
         One entry per convolutional layer: is it followed by 2×2 max pooling?
     fc : sequence of int
-        Units of each fully connected layer but the output.
+        Units of each fully connected layer but the output, or of each recurrent layer: 128.
     bin_weights, bin_acts : bool or sequence of bool
         Quantize weights and activations? One for all layers, or one per layer: convolutional,
-        fully connected, output. The output's activation is never quantized.
+        fully connected, output. The output's activation is never quantized, nor are the states
+        of recurrent layers.
     levels : {2, 3}
         Binary or ternary.
     threshold : float, optional
@@ -217,10 +225,12 @@ class NetworkParams:
     rotate_first : {"random", "pca", "zca"}, optional
         Quantize the first layer's weights after a rotation of its patches, a random one or to
         their principal axes, or for whitened patches.
-    network : {'paper', 'residual'}
+    network : {'paper', 'residual', 'boolnet', 'gru', 'lstm'}
         Which network of `bnn.NETWORKS` it is.
     quantizer : str, optional
         A quantizer registered with `graph_ops.register_quantizer` in place of the sign.
+    slices : int, optional
+        Thresholds of each pixel that the first layer of 'boolnet' reads, by default 8.
 
     Raises
     ------
@@ -228,11 +238,11 @@ class NetworkParams:
         If a value is out of range or two of them contradict each other.
     """
 
-    conv: tuple = (128, 128, 256, 256, 512, 512)
+    conv: tuple | None = None
     filter_size: int = 3
     stride: int | tuple = 1
-    max_pool: tuple = (False, True, False, True, False, True)
-    fc: tuple = (1024, 1024)
+    max_pool: tuple | None = None
+    fc: tuple | None = None
     bin_weights: bool | tuple = True
     bin_acts: bool | tuple = True
     levels: int = 2
@@ -242,10 +252,12 @@ class NetworkParams:
     rotate_first: str | None = None
     quantizer: str | None = None
     network: str = "paper"
+    slices: int | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, frozen(getattr(self, field.name)))
+        self._check_network()
         _require_sizes("conv", self.conv)
         _require_sizes("fc", self.fc)
         require(
@@ -272,11 +284,37 @@ class NetworkParams:
             not self.quantizer or self.kind != "continuous",
             "quantizer and continuous exclude each other: nothing would be quantized",
         )
+        only_bits = self.kind == "binary" and self.bin_weights is self.bin_acts is True
+        require(
+            self.network != "boolnet" or (only_bits and not self.rotate_first),
+            "boolnet is a network of bits alone: it has no ternary, float or rotated form, and no "
+            "quantizer of one's own",
+        )
 
+    def _check_network(self):
+        """Fill in the sizes that the network has by default."""
         require(
             self.network in NETWORK_NAMES,
             f"network must be one of {', '.join(NETWORK_NAMES)}, not {self.network!r}",
         )
+        recurrent = self.network in RECURRENT
+        sizes = RECURRENT_SIZES if recurrent else PAPER_SIZES
+        for name, value in sizes.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        require(
+            not (recurrent and (self.conv or self.rotate_first)),
+            f"{self.network} reads the rows of images: it has no convolution and nothing to rotate",
+        )
+        require(not recurrent or self.fc, f"{self.network} needs a layer: give fc its units")
+        if self.network == "boolnet" and self.slices is None:
+            object.__setattr__(self, "slices", 8)
+        require(
+            self.slices is None or (is_whole(self.slices) and 1 <= self.slices <= 255),
+            f"slices must be a whole number from 1 to 255, not {self.slices!r}",
+        )
+        only = "slices are thresholds of boolnet's pixels: they need network boolnet"
+        require(self.slices is None or self.network == "boolnet", only)
 
     def _check_stride(self):
         stride = self.stride if isinstance(self.stride, tuple) else (self.stride,)
@@ -325,6 +363,13 @@ class NetworkParams:
     def layer_shapes(self, in_dim, out_dim):
         """Fan-in and output units of each layer, for images of shape `in_dim`."""
         height, width, channels = in_dim
+        if self.network in RECURRENT:
+            # The kernels of inputs and states, side by side.
+            gates = 3 if self.network == "gru" else 4
+            pairs = itertools.pairwise((width * channels, *self.fc))
+            shapes = [(inputs + units, gates * units) for inputs, units in pairs]
+            return [*shapes, (self.fc[-1], out_dim)]
+        channels *= self.slices or 1
         shapes = []
         for filters, stride, pool in zip(self.conv, self.strides, self.max_pool, strict=True):
             shapes.append((self.filter_size**2 * channels, filters))
@@ -524,4 +569,5 @@ def require_packable(params):
         ("rotate_first", "its first layer is rotated, so its weights are no bits"),
     ):
         require(getattr(params, option) is None, f"cannot pack: {why}")
-    require(params.network == "paper", "cannot pack: its shortcuts are floats")
+    floats = {"residual": "shortcuts", "gru": "states", "lstm": "states"}.get(params.network)
+    require(floats is None, f"cannot pack: its {floats} are floats")

@@ -189,6 +189,7 @@ def _returns_product(layer):
 
 
 def _names_of(layers):
+    layers = list({id(layer): layer for layer in layers}.values())
     names = [layer.name for layer in layers]
     return {
         id(layer): layer.name if names.count(layer.name) == 1 else layer.path for layer in layers

@@ -85,7 +85,10 @@ def test_one_bool_stands_for_all_layers():
         ({"levels": 3, "activation_threshold": -0.1}, "activation_threshold must be"),
         ({"activation_threshold": 0.6}, "activation_threshold needs levels 3"),
         ({"rotate_first": "no such"}, "rotate_first must be random, pca or zca"),
-        ({"network": "no such"}, "network must be one of paper, residual, not 'no such'"),
+        (
+            {"network": "no such"},
+            "network must be one of paper, residual, boolnet, gru, lstm, not 'no such'",
+        ),
     ],
 )
 def test_network_parameters_are_checked(options, message):
