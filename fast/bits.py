@@ -24,6 +24,8 @@ import tensorflow as tf
 
 WORD_BITS = 64
 LANES = 32
+# More words of a unit than these are counted in a loop: an unrolled one would compile for minutes.
+UNROLLED_WORDS = 256
 
 
 # --- Packing ----------------------------------------------------------------------------------
@@ -236,6 +238,38 @@ def _ternary_lanes(nonzero_pairs, sign_pairs):
     return total_popcount(nonzero) - 2 * total_popcount(different)
 
 
+def _in_parts(lanes, images, kernel):
+    """`lanes` of images and kernel, or its sum over parts of the words if there are many.
+
+    Parameters
+    ----------
+    lanes : callable
+        Takes and returns tensors; linear in the words.
+    images, kernel : sequences of tensors
+        Planes, each as in `xnor_conv2d`.
+    """
+    words = images[0].shape[-1]
+    if words <= UNROLLED_WORDS:
+        return lanes(images, kernel)
+    parts = -(-words // UNROLLED_WORDS)
+
+    def split(plane, axis):
+        # Words of zeros on both sides count nothing.
+        missing = [[0, 0]] * plane.shape.rank
+        missing[axis] = [0, parts * UNROLLED_WORDS - words]
+        plane = tf.pad(plane, missing)
+        return tf.stack(tf.split(plane, parts, axis))
+
+    planes = [split(plane, 3) for plane in (*images, *kernel)]
+    first, rest = [plane[0] for plane in planes], [plane[1:] for plane in planes]
+    count = len(images)
+    return tf.foldl(
+        lambda total, part: total + lanes(part[:count], part[count:]),
+        rest,
+        lanes(first[:count], first[count:]),
+    )
+
+
 def _units(lanes, filters):
     """(…, blocks, 32) as int32 (…, filters)."""
     _, rows, columns, blocks, _ = lanes.shape
@@ -301,8 +335,12 @@ def xnor_conv2d(images, kernel, channels, filters, strides=(1, 1), padding="same
     _, height, width, words, _ = kernel.shape
     if channels > words * WORD_BITS:
         raise ValueError(f"{channels} bits do not fit into {words} words")
-    pairs = _word_pairs(images, kernel, strides, padding)
-    products = _units(_xnor_lanes(pairs, channels * height * width), filters)
+
+    def lanes(images, kernel):
+        return _xnor_lanes(_word_pairs(*images, *kernel, strides, padding), 0)
+
+    depth = channels * height * width
+    products = _units(depth + _in_parts(lanes, [images], [kernel]), filters)
     if height * width == 1 or padding == "valid":
         return products
     counted = _counted_in_padding(kernel, channels, images.shape[1:3], strides)
@@ -320,9 +358,12 @@ def ternary_conv2d(images, kernel, filters, strides=(1, 1), padding="same"):
     filters, strides, padding
         See `xnor_conv2d`.
     """
-    planes = zip(images, kernel, strict=True)
-    pairs = [_word_pairs(*plane, strides, padding) for plane in planes]
-    return _units(_ternary_lanes(*pairs), filters)
+
+    def lanes(images, kernel):
+        planes = zip(images, kernel, strict=True)
+        return _ternary_lanes(*(_word_pairs(*plane, strides, padding) for plane in planes))
+
+    return _units(_in_parts(lanes, images, kernel), filters)
 
 
 def _block_pairs(a, w):

@@ -151,6 +151,18 @@ def test_padded_taps_count_nothing(value):
     assert np.array_equal(result[0, ..., 0], [[40, 60, 40], [60, 90, 60], [40, 60, 40]])
 
 
+def test_many_words_are_counted_in_parts(monkeypatch):
+    monkeypatch.setattr(bits, "UNROLLED_WORDS", 2)
+    rng, depth = np.random.default_rng(0), 5 * 64 - 3
+    x, w = signs(rng, 3, 1, 1, depth), signs(rng, 1, 1, depth, 35)
+    packed = bits.pack_bits(x.astype(np.float32)), packed_kernel(w)
+    found = bits.xnor_conv2d(*packed, depth, 35).numpy()
+    np.testing.assert_array_equal(found, numpy_convolution(x, w))
+    x, w = ternaries(rng, 3, 1, 1, depth), ternaries(rng, 1, 1, depth, 35)
+    found = bits.ternary_conv2d(bits.pack_ternary(x), packed_ternary_kernel(w), 35).numpy()
+    np.testing.assert_array_equal(found, numpy_convolution(x, w))
+
+
 def test_unused_bits_may_lie_between_used_ones():
     """Flattened images of 10 channels leave 54 unused bits in each word."""
     rng = np.random.default_rng(0)
