@@ -28,7 +28,7 @@ from utils import (
     is_whole,
     require,
     require_flips,
-    require_memory,
+    require_size,
 )
 
 # isort: split
@@ -363,10 +363,7 @@ class BinaryNeuralNetwork:
         )
         require(is_whole(out_dim) and out_dim >= 2, f"out_dim must be at least 2, not {out_dim!r}")
         require_flips(network_params, training_params)
-        shapes = network_params.layer_shapes(in_dim, out_dim)
-        weights = sum(fan_in * units for fan_in, units in shapes)
-        weights += shapes[0][0] ** 2 if network_params.rotate_first else 0
-        require_memory(4 * weights, f"a network of {weights:,} weights")
+        require_size(network_params, in_dim, out_dim)
         self.in_dim = in_dim
         self.out_dim = int(out_dim)
         self.network_params = network_params

@@ -61,10 +61,8 @@ def _parameters_in(path):
         weight_bytes = archive.getinfo(WEIGHTS).file_size
     config = saved["config"]
     network = NetworkParams(**config["network_params"])
-    shapes = network.layer_shapes(config["in_dim"], config["out_dim"])
     # Before anyone allocates what the parameters ask for.
-    weights = sum(d * units for d, units in shapes)
-    weights += shapes[0][0] ** 2 if network.rotate_first else 0
+    weights = network.weight_count(config["in_dim"], config["out_dim"])
     require(4 * weights <= weight_bytes, "weights are missing")
     require(weight_bytes <= 16 * weights + LARGEST_CONFIG, "it holds more than its weights")
     return config["in_dim"], config["out_dim"], network, TrainingParams(**config["training_params"])

@@ -1,14 +1,17 @@
-"""Every layer's geometry before the first epoch and after each, in a file."""
+"""Every layer's geometry before the first epoch and after each, in a file and in TensorBoard."""
 
 import csv
 from pathlib import Path
 
+import geometry
 from measure import layer_weights, measure_layers
+from plotting import figure_pixels, plot_dot_products
 from utils import atomic_path
 
 # isort: split
 import keras
 import numpy as np
+import tensorflow as tf
 
 
 class GeometryLog(keras.callbacks.Callback):
@@ -26,13 +29,17 @@ class GeometryLog(keras.callbacks.Callback):
         Images on which r is measured: a hundred or two will do.
     path : path-like
         The CSV file.
+    tensorboard : path-like, optional
+        Folder of TensorBoard's files. They show angle, r, flips and the share of saturated
+        weights of each layer, its latent weights as a histogram, and the figure of dot products.
     """
 
     COLUMNS = ("epochs", "layer", "angle", "angle_sd", "kurtosis", "r", "flips")
 
-    def __init__(self, network, x, path):
+    def __init__(self, network, x, path, tensorboard=None):
         super().__init__()
         self.network, self.x, self.path = network, x, Path(path)
+        self._tensorboard, self._board = tensorboard, None
         self._rows, self._quantized = None, {}
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -67,7 +74,23 @@ class GeometryLog(keras.callbacks.Callback):
             writer = csv.DictWriter(file, self.COLUMNS)
             writer.writeheader()
             writer.writerows(self._rows)
+        if self._tensorboard is not None:
+            self._show(epochs, layers, self._rows[-len(layers) :])
         return layers
+
+    def _show(self, epochs, layers, rows):
+        if self._board is None:
+            self._board = tf.summary.create_file_writer(str(self._tensorboard))
+        with self._board.as_default(epochs):
+            for layer, row in zip(layers, rows, strict=True):
+                scalars = {name: row[name] for name in ("angle", "r", "flips")}
+                scalars["saturation"] = geometry.saturated_share(layer.wc)
+                for name, value in scalars.items():
+                    tf.summary.scalar(f"{name}/{layer.name}", value)
+                tf.summary.histogram(f"latent weights/{layer.name}", layer.wc)
+            pixels = figure_pixels(plot_dot_products(layers, "weights_dot"))
+            tf.summary.image("dot products", pixels[None])
+        self._board.flush()
 
 
 def read_geometry(path):

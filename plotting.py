@@ -44,6 +44,14 @@ def save_figure(figure, folder, name):
     return path.with_suffix(".png")
 
 
+def figure_pixels(figure):
+    """Draw `figure` as uint8 pixels, shape (height, width, 4), and close it."""
+    figure.canvas.draw()
+    pixels = np.array(figure.canvas.buffer_rgba())
+    plt.close(figure)
+    return pixels
+
+
 def _grid(count, columns=3, size=(2.9, 2.6)):
     columns = min(count, columns)
     rows = -(-count // columns)

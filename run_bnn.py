@@ -7,6 +7,8 @@ python run_bnn.py --data_set digits     # data that scikit-learn carries
 import argparse
 import dataclasses
 import hashlib
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,7 +21,17 @@ from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_
 from distribute.cluster import WEIGHTS, cluster_from_environment
 from export import FORMATS
 from export import check as check_export
-from run_folder import CHECKPOINT, FLIPS, GEOMETRY, HISTORY, RECORD, STATE, RunFolder, difference
+from run_folder import (
+    CHECKPOINT,
+    FLIPS,
+    GEOMETRY,
+    HISTORY,
+    RECORD,
+    STATE,
+    TENSORBOARD,
+    RunFolder,
+    difference,
+)
 from utils import (
     NETWORK_NAMES,
     RECIPES,
@@ -30,15 +42,19 @@ from utils import (
     require,
     require_flips,
     require_packable,
+    require_size,
     write_json,
 )
+
+# isort: split
+from tqdm import tqdm
 
 # Images from which the table's correlations are taken: enough for three digits.
 TABLE_IMAGES = 500
 # Images on which --track_geometry measures r after every epoch.
 TRACKED_IMAGES = 200
-# Images that a rate is measured on: some batches.
-RATE_IMAGES = 1000
+# Images that a rate is measured on, and between two steps of a progress bar: some batches.
+RATE_IMAGES = SCORED_IMAGES = 1000
 # --debug keeps this many images of each split, as published, and by default this many epochs.
 DEBUG_IMAGES, DEBUG_EPOCHS = 100, 2
 
@@ -275,24 +291,45 @@ def callbacks(network, folder, every, tracked=None, flips=False):
         def on_train_begin(self, logs=None):
             done = int(self.model.optimizer.iterations.numpy()) // self.params["steps"]
             folder.cut_history(done)
+            self.begun = []
 
         def on_epoch_begin(self, epoch, logs=None):
-            self.started = time.perf_counter()
+            self.begun.append(time.perf_counter())
+            if len(self.begun) > 1:
+                seconds = seconds_left(self.begun, self.params["epochs"] - epoch)
+                print(f"time left: {tqdm.format_interval(seconds)}")
 
         def on_epoch_end(self, epoch, logs=None):
-            logs["seconds"] = round(time.perf_counter() - self.started, 1)
+            logs["seconds"] = round(time.perf_counter() - self.begun[-1], 1)
             if (epoch + 1) % every == 0:
                 network.save(folder / CHECKPOINT)
 
-    track = [] if tracked is None else [GeometryLog(network, tracked, folder / GEOMETRY)]
+    board = folder / TENSORBOARD
+    track = []
+    if tracked is not None:
+        track = [GeometryLog(network, tracked, folder / GEOMETRY, board / "geometry")]
     if flips:
         track.append(FlipLog(folder / FLIPS))
     return [
         *track,
         Run(),
         keras.callbacks.CSVLogger(folder / HISTORY, append=True),
-        keras.callbacks.TensorBoard(folder / "tensorboard"),
+        keras.callbacks.TensorBoard(board),
     ]
+
+
+def seconds_left(begun, epochs):
+    """Seconds that `epochs` more epochs take.
+
+    Parameters
+    ----------
+    begun : sequence of float
+        Times at which epochs began, in seconds. The first epoch, in which the network is compiled,
+        counts only as long as there is no other.
+    epochs : int
+    """
+    begun = begun[1:] if len(begun) > 2 else begun
+    return epochs * (begun[-1] - begun[0]) / (len(begun) - 1)
 
 
 def train(network, data, folder, args, strategy):
@@ -337,6 +374,7 @@ def checked(argv):
     require_flips(network, training)
     every = getattr(args, "ckpt_n", 10)
     require(every >= 1, f"--ckpt_n must be at least 1, not {every}")
+    require_size(network, IMAGE_SHAPES[data_set], NUM_CLASSES)
     if "param_file" in args:
         check_checkpoint_fits(args.param_file, data_set)
     if "pack" in args:
@@ -405,7 +443,7 @@ def run_in(folder, argv, args, data_set, network, training):
         if "test_accuracy" in record:
             print(f"the run in {folder.path} is finished: nothing to resume")
             bnn.load_weights(checkpoint)
-            finish(args, bnn, data, checkpoint, folder.path)
+            finish(args, bnn, data, checkpoint, folder.path, record["test_accuracy"])
             return
         record["sittings"].append({**sitting(argv), "devices": devices})
 
@@ -421,12 +459,26 @@ def run_in(folder, argv, args, data_set, network, training):
             return
         bnn.save(checkpoint)
         # First of all that a failure could lose.
-        record["test_accuracy"] = bnn.score(data.x_test, data.y_test)
+        record["test_accuracy"] = score(bnn, data.x_test, data.y_test)
         write_json(folder / RECORD, record)
         (folder / STATE).unlink()
+        python, curves = os.path.relpath(sys.executable), str(folder / TENSORBOARD)
+        command = shlex.join([python, "-m", "tensorboard.main", "--logdir", curves])
+        print(f"the curves: {command}")
     look(bnn, data, folder if takes_folder else None)
     beside = folder.path if takes_folder or not checkpoint else Path(checkpoint).parent
-    finish(args, bnn, data, checkpoint, beside)
+    finish(args, bnn, data, checkpoint, beside, record.get("test_accuracy"))
+
+
+def score(network, x, y, description="test accuracy"):
+    """Share of the images `x` that a network classifies as labelled, with a progress bar."""
+    right = 0
+    with tqdm(total=len(x), desc=description, unit="image") as bar:
+        for start in range(0, len(x), SCORED_IMAGES):
+            images = x[start : start + SCORED_IMAGES]
+            right += int((network.classify(images) == y[start : start + SCORED_IMAGES]).sum())
+            bar.update(len(images))
+    return right / len(x)
 
 
 def look(bnn, data, folder=None):
@@ -447,9 +499,13 @@ def look(bnn, data, folder=None):
             print(f"not all figures could be drawn: {error}")
 
 
-def finish(args, bnn, data, checkpoint, folder):
-    """Write what --compact and --pack ask for into `folder`; print accuracy and checkpoint."""
-    accuracy = bnn.score(data.x_test, data.y_test)
+def finish(args, bnn, data, checkpoint, folder, accuracy=None):
+    """Write what --compact and --pack ask for into `folder`; print accuracy and checkpoint.
+
+    The accuracy on the test images is measured unless it is given.
+    """
+    if accuracy is None:
+        accuracy = score(bnn, data.x_test, data.y_test)
     name = Path(checkpoint or CHECKPOINT).stem.removesuffix(".compact")
     if "compact" in args:
         compact = folder / f"{name}.compact.keras"
@@ -475,7 +531,7 @@ def pack(bnn, path, x, y):
         start = time.perf_counter()
         network.predict(x[:RATE_IMAGES])
         rates.append(len(x[:RATE_IMAGES]) / (time.perf_counter() - start))
-    accuracy = (packed.classify(x) == y).mean()
+    accuracy = score(packed, x, y, "packed network")
     print(
         f"packed into {path}: {path.stat().st_size} bytes, test accuracy {accuracy:.4f}, "
         f"{rates[1]:.0f} images/s (float32: {rates[0]:.0f})"

@@ -14,7 +14,8 @@ HISTORY, GEOMETRY, RECORD = "history.csv", "geometry.csv", "run.json"
 FLIPS = "flips.npz"
 # What else a run or a report of it leaves there.
 DERIVED = ("network.compact.keras", "network.packed", "report.md", "report.json", "report.npz")
-FOLDERS = ("figures", "tensorboard")
+TENSORBOARD = "tensorboard"
+FOLDERS = ("figures", TENSORBOARD)
 LOCK = ".run.lock"
 
 

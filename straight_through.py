@@ -472,7 +472,7 @@ def _check_function(name, function):
     utils.require(y.dtype == x.dtype, f"{what} {y.dtype.name} for {x.dtype.name}")
     utils.require(bool(tf.reduce_all(tf.math.is_finite(y))), f"{what} NaN or infinity")
     utils.require(
-        gradient is not None,
+        gradient is not None and bool(tf.reduce_any(gradient != 0)),
         f"the quantizer {name!r} has no gradient: graph_ops.straight_through gives it one",
     )
 

@@ -9,6 +9,7 @@ import json
 import math
 import numbers
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -116,6 +117,8 @@ def one_line_errors(program, interrupted="interrupted"):
         raise SystemExit(BAD_INPUT) from None
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
+        # A path of thousands of characters would hide what is wrong with it.
+        message = re.sub(r"\S{200,}", lambda word: f"{word[0][:60]}…{word[0][-20:]}", message)
         print(f"{program}: error: {message}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
     except KeyboardInterrupt:
@@ -135,16 +138,6 @@ def _make_output_safe():
 
 def _interrupt(signal_number, frame):
     raise KeyboardInterrupt
-
-
-def require_memory(count, what):
-    """Raise ValueError unless `count` bytes are at most what this machine has in all."""
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    require(
-        count <= has,
-        f"{what} would take {count / 2**30:,.0f} GB of memory; this machine has "
-        f"{has / 2**30:,.0f} GB",
-    )
 
 
 # --- Parameters -------------------------------------------------------------------------------
@@ -379,6 +372,12 @@ class NetworkParams:
         units = (height * width * channels, *self.fc, out_dim)
         return [*shapes, *itertools.pairwise(units)]
 
+    def weight_count(self, in_dim, out_dim):
+        """Number of weights, the matrix of a rotated first layer included."""
+        shapes = self.layer_shapes(in_dim, out_dim)
+        weights = sum(fan_in * units for fan_in, units in shapes)
+        return weights + (shapes[0][0] ** 2 if self.rotate_first else 0)
+
     @property
     def layers(self):
         """Number of layers with weights."""
@@ -556,6 +555,17 @@ def require_flips(network, training):
         require(binary, f"{option} needs binary weights: drop it, or quantize by the sign")
         plain = network.rotate_first is None
         require(plain, f"{option} and rotate_first exclude each other: its weights are not ±1")
+
+
+def require_size(params, in_dim, out_dim):
+    """Raise ValueError if a network's float32 weights need more memory than this machine has."""
+    weights = params.weight_count(in_dim, out_dim)
+    needed, has = 4 * weights, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    require(
+        needed <= has,
+        f"a network of {weights:,} weights would take {needed / 2**30:,.0f} GB of memory; "
+        f"this machine has {has / 2**30:,.0f} GB",
+    )
 
 
 def require_packable(params):

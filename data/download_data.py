@@ -115,7 +115,9 @@ def _extract(archive, wanted, folder):
 
 def main(argv=None):
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
-    cli = argparse.ArgumentParser(prog="download_data.py", description=__doc__.splitlines()[0])
+    cli = argparse.ArgumentParser(
+        prog="download_data.py", description="Download CIFAR-10 or MNIST."
+    )
     cli.add_argument("--data_set", required=True, choices=[name for name in DATA_SETS if MD5[name]])
     cli.add_argument("--data_dir", help="folder (default: $BNN_DATA_DIR, else data/)")
     args = cli.parse_args(argv)

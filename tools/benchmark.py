@@ -538,7 +538,7 @@ def _cell(value):
 
 def parser():
     cli = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__.splitlines()[0], allow_abbrev=False
+        prog=PROGRAM, description="Training and inference against the clock.", allow_abbrev=False
     )
     text = "fewer repeats; training at batch 50, inference of the binary network at 100"
     cli.add_argument("--quick", action="store_true", help=text)

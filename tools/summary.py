@@ -367,7 +367,10 @@ def _minutes(folder):
 
 def main(argv=None):
     """`python -m tools.summary`: print the tables."""
-    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.splitlines()[0])
+    cli = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="The tables of README.md and docs/results.md, from the files under results/.",
+    )
     cli.parse_args(argv)
     with one_line_errors(PROGRAM):
         tables = paper_table(), claims_table(), costs_table(), runs_table()

@@ -297,7 +297,10 @@ def scaling(args):
 
 
 def main(argv=None):
-    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.splitlines()[0])
+    cli = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Workers on this machine, and what several machines cost each other.",
+    )
     commands = cli.add_subparsers(dest="command", required=True)
     local = commands.add_parser("local", help="start workers on this machine")
     local.add_argument("workers", type=int)
