@@ -1,0 +1,266 @@
+"""Trainings that differ in one flag: each arm from several seeds, a line of a table per run.
+
+python -m tools.arms                    # all arms and seeds, resumed where it was interrupted
+python -m tools.arms --tables           # the means over seeds, as Markdown
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from flips import flips_by_distance, read_flips
+from geometry_log import read_geometry
+from run_folder import CHECKPOINT, FLIPS, GEOMETRY, HISTORY, RECORD, read_record
+from utils import atomic_path, one_line_errors, require
+
+PROGRAM = "python -m tools.arms"
+ROOT = Path(__file__).parent.parent
+# All arms share this: half the width of the paper's network, judged on the last training images.
+COMMON = (
+    *("--recipe", "fast", "--valid_size", "5000", "--track_geometry", "--track_flips"),
+    *("--conv", "64", "64", "128", "128", "256", "256", "--fc", "512", "512"),
+)
+# What an arm adds. {teacher} is the checkpoint of the float network of the first seed.
+ARMS = {
+    # Keeps the average of gradients that Bop would keep, which changes nothing else.
+    "baseline": ("--bop_gamma", "0.001"),
+    "bop": ("--optimizer", "bop", "--bop_gamma", "0.001", "--bop_threshold", "3e-8"),
+    "kurtosis_1.8": ("--kurtosis", "1.8"),
+    "kurtosis_3": ("--kurtosis", "3"),
+    "kurtosis_6": ("--kurtosis", "6"),
+    "freeze": ("--freeze_oscillating", "0.02"),
+    "float": ("--continuous",),
+    "bop_short": ("--optimizer", "bop", "--bop_gamma", "0.01", "--bop_threshold", "1e-7"),
+}
+# The tables, and the arms that each sets side by side.
+TABLES = {
+    "causes": ("baseline", "kurtosis_1.8", "kurtosis_3", "kurtosis_6", "freeze"),
+    "roads": ("baseline", "bop", "bop_short", "float"),
+}
+SEEDS, EPOCHS = (0, 1, 2), 8
+# Validation images on which r is measured: enough for three digits.
+IMAGES = 1000
+
+
+# --- Runs -------------------------------------------------------------------------------------
+
+
+def command(arm, seed, output, epochs=EPOCHS, common=COMMON):
+    """The command line of a run, without the interpreter; it resumes what is there."""
+    teacher = Path(output) / f"float_seed{SEEDS[0]}" / CHECKPOINT
+    flags = [flag.format(teacher=teacher) for flag in ARMS[arm]]
+    numbers = ["--epochs", str(epochs), "--seed", str(seed)]
+    place = ["--out_dir", str(Path(output) / f"{arm}_seed{seed}"), "--resume"]
+    return ["run_bnn.py", *common, *flags, *numbers, *place]
+
+
+def row_of(folder, arm, seed, images=IMAGES):
+    """What a finished run gave: a dict of its figures, layer by layer.
+
+    Parameters
+    ----------
+    folder : path-like
+        The run's own.
+    arm : str
+    seed : int
+    images : int
+        Validation images on which r is measured.
+
+    Returns
+    -------
+    dict
+        `val_accuracy` is that of the last epoch. Of each layer: angle(w^c, w^b) in degrees, r,
+        kurtosis, the share of weights near the threshold (`near`), `flips` as `GeometryLog` has
+        it for the last epoch, what `flips_by_distance` tells of that epoch and, where the run
+        kept averages m of gradients, the angle between −m and w^b, the share of their signs that
+        agree, and r of A·(−m) with A·w^b.
+    """
+    folder = Path(folder)
+    record = read_record(folder / RECORD)
+    with open(folder / HISTORY, newline="", encoding="utf-8") as file:
+        history = list(csv.DictReader(file))
+    row = {
+        "arm": arm,
+        "seed": seed,
+        "epochs": len(history),
+        "val_accuracy": round(float(history[-1]["val_accuracy"]), 4),
+        "minutes": round(sum(float(epoch["seconds"]) for epoch in history) / 60, 1),
+        "precision": record["training_params"]["precision"],
+        "git_revision": (record["sittings"][-1]["git_revision"] or "")[:7],
+    }
+    for layer, figures in _layers(folder, record, images).items():
+        row |= {f"{layer}_{name}": _rounded(value) for name, value in figures.items()}
+    return row
+
+
+def _rounded(value):
+    return round(float(value), 4)
+
+
+def _layers(folder, record, images):
+    """The figures of each layer of a finished run, by the layer's name."""
+    from bnn import BinaryNeuralNetwork
+    from data.load_data import load_data
+    from measure import measure_layers, momentum_of
+
+    network = BinaryNeuralNetwork.load(folder / CHECKPOINT)
+    x = load_data(record["data_set"], None, record["valid_size"]).x_valid[:images]
+    last = {row["layer"]: row for row in read_geometry(folder / GEOMETRY)}
+    found = {}
+    for layer in measure_layers(network, x, latent={}):
+        found[layer.name] = {
+            "angle": np.degrees(np.nanmean(layer.angles)),
+            "r": layer.weights_dot.r,
+            "kurtosis": layer.kurtosis,
+            "near": layer.near_threshold,
+            "flips": last[layer.name]["flips"],
+        }
+    weights = {layer.name: layer.latent_kernel.numpy() for layer in network.layers}
+    if (folder / FLIPS).exists():
+        for name, counts in read_flips(folder / FLIPS)[1].items():
+            found[name] |= flips_by_distance(weights[name], counts["flips"])
+    momentum = momentum_of(network)
+    for layer in measure_layers(network, x, latent=momentum) if momentum else ():
+        found[layer.name] |= {
+            "m_angle": np.degrees(np.nanmean(layer.angles)),
+            "m_agreement": layer.sign_agreement,
+            "m_r": layer.weights_dot.r,
+        }
+    return found
+
+
+def train(arms, seeds, output, results, epochs=EPOCHS, common=COMMON, images=IMAGES):
+    """Train what is missing, one run after another, and add a row to the tables after each.
+
+    Seeds are the outer loop, so that a table that is not complete holds all arms alike.
+
+    Raises
+    ------
+    ValueError
+        If a training fails.
+    """
+    for seed in seeds:
+        for arm in arms:
+            paths = [Path(results) / f"{name}.csv" for name, of in TABLES.items() if arm in of]
+            missing = [path for path in paths if not _holds(path, arm, seed)]
+            if not missing:
+                continue
+            words = command(arm, seed, output, epochs, common)
+            print(" ".join(words), flush=True)
+            code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+            require(
+                code == 0, f"the training of {arm} from seed {seed} ended with exit code {code}"
+            )
+            row = row_of(ROOT / output / f"{arm}_seed{seed}", arm, seed, images)
+            for path in missing:
+                add_row(path, row)
+
+
+# --- Tables -----------------------------------------------------------------------------------
+
+
+def rows_of(path):
+    """The rows of a table, dicts of text; none where there is no file."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _holds(path, arm, seed):
+    return any((row["arm"], row["seed"]) == (arm, str(seed)) for row in rows_of(path))
+
+
+def add_row(path, row):
+    """Add a row to the table at `path`, with columns that it lacks; whole or not at all."""
+    rows = [*rows_of(path), row]
+    columns = dict.fromkeys(name for one in rows for name in one)
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown(path):
+    """The table at `path` by arm: mean and spread over seeds, ranges over the inner layers.
+
+    Inner layers are the convolutional layers but the first.
+    """
+    by_arm = defaultdict(list)
+    for row in rows_of(path):
+        by_arm[row["arm"]].append(row)
+    lines = []
+    for arm, rows in by_arm.items():
+        accuracies = [100 * float(row["val_accuracy"]) for row in rows]
+        cells = (_range(rows, name, form) for name, form in _COLUMNS.values())
+        lines.append((arm, len(rows), _spread(accuracies), *cells))
+    return tabulate(lines, ("arm", "seeds", "validation (%)", *_COLUMNS), "github")
+
+
+# Columns of `markdown`: the figure of a layer, and how it is written.
+_COLUMNS = {
+    "angle (°)": ("angle", "{:.1f}"),
+    "κ": ("kurtosis", "{:.2f}"),
+    "r": ("r", "{:.3f}"),
+    "near": ("near", "{:.3f}"),
+    "flipped": ("flipped", "{:.3f}"),
+    "angle of −m (°)": ("m_angle", "{:.1f}"),
+    "r of −m": ("m_r", "{:.3f}"),
+}
+
+
+def _spread(values):
+    if len(values) < 3:  # Two values do not estimate a spread.
+        return ", ".join(f"{value:.2f}" for value in values)
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def _range(rows, name, form):
+    values = [
+        float(text)
+        for row in rows
+        for column, text in row.items()
+        if column.startswith("conv_")
+        and column.endswith(f"_{name}")
+        and text
+        # Not of the first layer, and not another figure whose name ends alike.
+        and column.split("_", 2)[2] == name
+        and column.split("_")[1] != "1"
+    ]
+    return f"{form.format(min(values))} to {form.format(max(values))}" if values else "—"
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
+def main(argv=None):
+    """Run the command line `argv`; bad input ends with exit code 2."""
+    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition("\n")[0])
+    add = cli.add_argument
+    add("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help=", ".join(ARMS))
+    add("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N", help="default: 0 1 2")
+    add("--output", default="output/arms", help="folder of the runs (default: output/arms)")
+    add("--results", default="results", help="folder of the tables (default: results)")
+    add("--tables", action="store_true", help="train nothing: print the tables as they are")
+    args = cli.parse_args(argv)
+    resume = "interrupted: the same command goes on"
+    with one_line_errors(PROGRAM, resume):
+        if not args.tables:
+            train(args.arms, args.seeds, args.output, args.results)
+        for name in TABLES:
+            path = Path(args.results) / f"{name}.csv"
+            if path.exists():
+                print(f"{name}\n\n{markdown(path)}\n")
+
+
+if __name__ == "__main__":
+    main()
