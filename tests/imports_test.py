@@ -34,7 +34,12 @@ FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in flo
 def modules():
     for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/*.py")):
         room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if not path.name.endswith("_test.py") and room not in ("tests", "results", "output"):
+        if not path.name.endswith("_test.py") and room not in (
+            "tests",
+            "results",
+            "output",
+            "setup",
+        ):
             yield path, room
 
 
