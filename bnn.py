@@ -69,6 +69,11 @@ class _Layers:
         # One seed per layer, none of them shared with the shuffling.
         self._seeds = np.random.SeedSequence(training_params.seed).generate_state(params.layers)
 
+    def images(self, x):
+        """Images, with their pixels rounded where `params` says so."""
+        levels = self._params.input_levels
+        return x if levels is None else graph_ops.PixelLevels(levels, name="levels")(x)
+
     def conv(self, x, filters, strides=1, **options):
         """A quantized convolution, SAME; the first layer's may be quantized in another basis."""
         self._next("conv")
@@ -302,7 +307,8 @@ class BinaryModel(keras.Model):
         trained = TrainingParams(**training_params)
         images = keras.Input(tuple(in_dim), dtype="uint8", name="images")
         build = NETWORKS[network.network]
-        scores = build(images, out_dim, network, _Layers(network, trained))
+        layers = _Layers(network, trained)
+        scores = build(layers.images(images), out_dim, network, layers)
         super().__init__(inputs=images, outputs=scores, **{"name": "bnn", **kwargs})
         self._parameters = {
             "in_dim": list(in_dim),

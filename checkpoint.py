@@ -295,6 +295,7 @@ OWN_CLASSES = (
     "LloydMax",
     "LogicMerge",
     "MaxPooling2D",
+    "PixelLevels",
     "PixelSlices",
     "QuantConv2D",
     "QuantDense",

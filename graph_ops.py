@@ -48,6 +48,7 @@ __all__ = [
     "LloydMax",
     "LogicMerge",
     "MaxPooling2D",
+    "PixelLevels",
     "PixelSlices",
     "QuantConv2D",
     "QuantDense",
@@ -502,6 +503,47 @@ class RotatedConv2D(QuantConv2D):
 
     def get_config(self):
         return {**super().get_config(), "basis": self.basis}
+
+
+@register
+class PixelLevels(keras.layers.Layer):
+    """Round pixels to a few evenly spaced ones, black and white among them.
+
+    uint8 images stay uint8, so that the next layer still multiplies whole numbers. Floats in
+    [−1, 1] stay floats, with the straight-through gradient. A change of a pixel that leaves it next
+    to the same level changes nothing in the network: what few levels are for.
+
+    Parameters
+    ----------
+    levels : int
+        One of `utils.PIXEL_LEVELS`: 2 is black and white.
+
+    Raises
+    ------
+    ValueError
+        If `levels` is another number.
+    """
+
+    def __init__(self, levels, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        utils.require(levels is not None, "PixelLevels needs a number of levels")
+        utils.require_pixel_levels(levels)
+        self.levels = levels
+
+    def call(self, inputs):
+        inputs, step = tf.convert_to_tensor(inputs), 255 // (self.levels - 1)
+        if inputs.dtype == tf.uint8:
+            # Steps are odd: no pixel lies half-way between two levels.
+            nearest = (tf.cast(inputs, tf.int32) + step // 2) // step * step
+            return tf.cast(nearest, tf.uint8)
+        pixels = tf.round((inputs + 1) * (127.5 / step)) * step
+        return straight_through(inputs, tf.clip_by_value(pixels, 0, 255) / 127.5 - 1)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "levels": self.levels}
 
 
 @register

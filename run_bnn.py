@@ -34,6 +34,7 @@ from run_folder import (
 )
 from utils import (
     NETWORK_NAMES,
+    PIXEL_LEVELS,
     RECIPES,
     NetworkParams,
     TrainingParams,
@@ -111,6 +112,8 @@ def parser():
     add(net, "--threshold", "0.0; ternary 0.02", "of the ternary quantizer", **number)
     add(net, "--threshold_sigma", "none", "threshold in standard deviations", **number)
     add(net, "--activation_threshold", "the weights'", "that of activations", **number)
+    levels = "round pixels to so many, evenly spaced from black to white"
+    add(net, "--input_levels", "none", levels, type=int, choices=PIXEL_LEVELS)
     rotations = ("random", "pca", "zca")
     rotate = "quantize the first layer in this basis"
     add(net, "--rotate_first", "none", rotate, choices=rotations)

@@ -180,6 +180,18 @@ PAPER_SIZES = {
     "fc": (1024, 1024),
 }
 RECURRENT_SIZES = {"conv": (), "max_pool": (), "fc": (128,)}
+
+# So many pixels, evenly spaced from 0 to 255, are whole numbers.
+PIXEL_LEVELS = tuple(n for n in range(2, 87) if 255 % (n - 1) == 0)
+
+
+def require_pixel_levels(levels):
+    require(
+        levels is None or (is_whole(levels) and levels in PIXEL_LEVELS),
+        f"input_levels must be one of {', '.join(map(str, PIXEL_LEVELS))}, not {levels!r}",
+    )
+
+
 # `bnn.NETWORKS` builds them.
 NETWORK_NAMES = ("paper", "residual", "boolnet", "gru", "lstm")
 RECURRENT = ("gru", "lstm")
@@ -195,6 +207,9 @@ class NetworkParams:
         Filters of each convolutional layer; may be empty. A recurrent network has none.
     filter_size : int
         Height and width of every filter.
+    input_levels : int, optional
+        Round pixels to that many evenly spaced ones, black and white among them: 2, 4, 6, 16, 18,
+        52 or 86, whose distances are whole numbers of 255.
     stride : int or sequence of int
         Of rows and columns in each convolutional layer: one for all, or one per layer.
     max_pool : sequence of bool
@@ -246,6 +261,7 @@ class NetworkParams:
     quantizer: str | None = None
     network: str = "paper"
     slices: int | None = None
+    input_levels: int | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -308,6 +324,12 @@ class NetworkParams:
         )
         only = "slices are thresholds of boolnet's pixels: they need network boolnet"
         require(self.slices is None or self.network == "boolnet", only)
+
+        require_pixel_levels(self.input_levels)
+        require(
+            self.input_levels is None or (self.rotate_first is None and self.slices is None),
+            "input_levels excludes rotate_first and slices: give one",
+        )
 
     def _check_stride(self):
         stride = self.stride if isinstance(self.stride, tuple) else (self.stride,)

@@ -16,6 +16,7 @@ from packed.program import (
     ALWAYS,
     EPSILON,
     NEVER,
+    Levels,
     PixelsProduct,
     Pool,
     Product,
@@ -93,7 +94,7 @@ def _stages(program):
     steps, number = [], len(program.steps)
     while number:
         step = program.steps[number - 1]
-        known = type(step) in (PixelsProduct, Product, Threshold, Pool, Reshape, Scores)
+        known = type(step) in (Levels, PixelsProduct, Product, Threshold, Pool, Reshape, Scores)
         require(known, f"cannot write C: the step {step.name} is a {step.kind}")
         (read,) = step.inputs
         steps.insert(0, (step, program.values[read], program.values[number]))
@@ -127,7 +128,7 @@ class _Translation:
     def __init__(self, program):
         self.program = program
         self.tables, self.products, self.calls = [], [], []
-        self.flavours, self.window = [], 0
+        self.flavours, self.window, self.levels = [], 0, np.arange(256)
         self.stages = _stages(program)
         self.scores = self.stages.pop().step
         self._place_values()
@@ -148,10 +149,16 @@ class _Translation:
             "products": self.products,
             "scaled": scale != 1,
             "scale": _float(scale),
+            "levels": self._levels(),
             "window": self.window,
             "memory_bits": self.memory * WORD_BITS,
             "calls": self.calls,
         }
+
+    def _levels(self):
+        if np.array_equal(self.levels, np.arange(256)):
+            return ""
+        return _listed("uint8_t", self.levels)
 
     def _place_values(self):
         """Where in the memory each stage reads and writes: at its two ends in turn."""
@@ -179,6 +186,8 @@ class _Translation:
         read = self._calls_input()
         made = self._places.get(id(stage))
         match stage.step:
+            case Levels():
+                self.levels = stage.step.table[self.levels]
             case Product():
                 self._add_product(stage, read, made or "products")
             case Pool():
@@ -321,6 +330,7 @@ def _listed(kind, values):
     each, to_a_line = {
         "word": (_word, 4),
         "int32_t": (_limit, 12),
+        "uint8_t": (str, 16),
         "float": (_float, 4),
     }[kind]
     texts = [each(value) for value in np.ravel(values).tolist()]

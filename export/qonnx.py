@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from export.c import inverse_deviation
-from packed.program import Pool, Product, Reshape, Scores, Threshold
+from packed.program import Levels, Pool, Product, Reshape, Scores, Threshold
 from utils import require
 
 DOMAIN = "qonnx.custom_op.general"
@@ -109,6 +109,12 @@ class _Graph:
 
     def _step(self, step, read, value, made):
         match step:
+            case Levels():
+                odd = self._float(step.name, 2 * step.table.astype(np.float32) - 255)
+                pixels = self._node("Add", [read, self._float("white", 255)])
+                pixels = self._node("Div", [pixels, self._float("two", 2)])
+                index = self._node("Cast", [pixels], to=7)  # To int64.
+                return self._node("Gather", [odd, index])
             case Product():
                 return self._product(step, read, value, made)
             case Threshold():

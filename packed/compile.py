@@ -14,6 +14,7 @@ import walk
 from packed.program import (
     ALWAYS,
     NEVER,
+    Levels,
     PixelsProduct,
     Pool,
     Product,
@@ -155,12 +156,19 @@ class _Compiler:
             kernel = kernel[None, None]  # A matrix at every position of images.
         if x.rescale is None:
             _require(layer.input_quantizer is None, layer, "quantizes pixels")
-            read, kind, dtype = self._moved(0, x.moves), PixelsProduct, tf.uint8
+            read, kind, dtype = self._moved(x.number, x.moves), PixelsProduct, tf.uint8
         else:
             read, kind, dtype = self._read_bits(layer, number), Product, tf.float32
         step = kind.of_weights(layer.name, (read,), kernel, **options)
         rescale = functools.partial(graph_ops.rescale_pixels, input_dtype=dtype)
         return _Tensor(self._append(step), rescale=rescale)
+
+    def _levels(self, layer, number):
+        x = self._tensors[number]
+        _require(x.rescale is None, layer, "rounds what are no pixels")
+        table = keras.ops.convert_to_numpy(layer(np.arange(256, dtype=np.uint8)))
+        read = self._moved(x.number, x.moves)
+        return _Tensor(self._append(Levels(layer.name, (read,), table=table)))
 
     def _pool(self, layer, number):
         x = self._tensors[number]
@@ -249,6 +257,7 @@ class _Compiler:
 _KNOWN = {
     graph_ops.QuantConv2D: _Compiler._product,
     graph_ops.QuantDense: _Compiler._product,
+    graph_ops.PixelLevels: _Compiler._levels,
     graph_ops.MaxPooling2D: _Compiler._pool,
     graph_ops.ShiftBatchNormalization: _Compiler._norm,
     keras.layers.Flatten: _Compiler._flatten,

@@ -178,6 +178,32 @@ class PixelsProduct(Product):
 
 
 @dataclass(frozen=True, eq=False)
+class Levels(Step):
+    """Each pixel x becomes the pixel table[x].
+
+    Attributes
+    ----------
+    table : ndarray of uint8, shape (256,)
+        It never falls.
+    """
+
+    kind = "levels"
+    held = ("table",)
+
+    table: np.ndarray | None = field(default=None, repr=False)
+
+    def made_of(self, value):
+        require(value.kind == "pixels", f"{self.name} rounds {value.kind} as pixels")
+        return value
+
+    def array_types(self, value):
+        return {"table": (np.uint8, (256,))}
+
+    def check_arrays(self):
+        require((np.diff(self.table.astype(int)) >= 0).all(), f"the table of {self.name} falls")
+
+
+@dataclass(frozen=True, eq=False)
 class Threshold(Step):
     """+1 where a product is at least `upper`, −1 elsewhere; ternary: where it is at most `lower`.
 
@@ -270,7 +296,8 @@ class Scores(Step):
         require((self.moving_variance >= 0).all(), f"a variance of {self.name} is negative")
 
 
-KINDS = {kind.kind: kind for kind in (PixelsProduct, Product, Threshold, Pool, Reshape, Scores)}
+_STEPS = (Levels, PixelsProduct, Product, Threshold, Pool, Reshape, Scores)
+KINDS = {kind.kind: kind for kind in _STEPS}
 
 
 def _values(in_dim, out_dim, steps):

@@ -10,7 +10,7 @@ import math
 import graph_ops
 from fast import bits, compiled
 from packed.compile import compile_model
-from packed.program import PixelsProduct, Pool, Product, Program, Reshape, Scores, Threshold
+from packed.program import Levels, PixelsProduct, Pool, Product, Program, Reshape, Scores, Threshold
 from stream import INFERENCE_BATCH
 from utils import require, require_packable
 
@@ -210,6 +210,8 @@ class PackedNetwork:
 
     def _done(self, step, x, arrays):
         match step:
+            case Levels():
+                return tf.gather(arrays[0], tf.cast(x, tf.int32))
             case PixelsProduct(kernel=(_, _)):
                 return bits.pixel_matmul(x[:, 0, 0], arrays[0])[:, None, None]
             case PixelsProduct():

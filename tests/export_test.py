@@ -46,7 +46,9 @@ needs_compiler = pytest.mark.skipif(not COMPILERS, reason="there is no gcc and n
 
 
 # Each takes seconds: the corners in every run, the others with make test-all.
-QUICK_SHAPES = {("odd", "binary"), ("odd", "two thresholds"), ("only an output", "binary")}
+QUICK_SHAPES = {("odd", "binary"), ("odd", "two thresholds"), ("only an output", "binary")} | {
+    ("few levels", "binary")
+}
 QUICK_MODELS = {"valid", "signs beside ternary values", "strides"}
 QUICK_FLAGS = {"fast", "portable", "32-bit words", "fused", "unsafe floats"}
 SHAPES = [

@@ -269,6 +269,28 @@ def test_layers_count_nothing_but_bits(layer, channels, monkeypatch):
     assert not calls
 
 
+# --- Images of few levels ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 4, 16, 86])
+def test_pixels_are_rounded_to_the_nearest_level(levels):
+    pixels, layer = np.arange(256, dtype=np.uint8), graph_ops.PixelLevels(levels)
+    spaced = np.linspace(0, 255, levels)
+    nearest = spaced[np.abs(pixels[:, None] - spaced).argmin(axis=1)]
+    rounded = layer(pixels)
+    assert rounded.dtype == tf.uint8
+    np.testing.assert_array_equal(rounded, nearest)
+    floats = tf.constant((2 * pixels.astype(np.float32) - 255) / 255)
+    np.testing.assert_allclose(layer(floats), (2 * nearest - 255) / 255, atol=1e-6)
+    np.testing.assert_array_equal(gradient(layer, floats, np.ones(256, np.float32)), 1)
+
+
+@pytest.mark.parametrize("levels", [None, 1, 3, 256, 2.0])
+def test_levels_that_are_no_whole_pixels_are_refused(levels):
+    with pytest.raises(ValueError, match="levels"):
+        graph_ops.PixelLevels(levels)
+
+
 # --- Batch norm -------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The steps of a packed network and their file, without TensorFlow."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from packed.program import (
+    Levels,
     PixelsProduct,
     Pool,
     Product,
@@ -105,6 +107,19 @@ def of_weights(kind, *shape, **options):
     return kind.of_weights("fc", (0,), np.ones(shape, np.int8), **options)
 
 
+def levels(inputs, table=None):
+    return Levels("levels", inputs, np.arange(256, dtype=np.uint8) if table is None else table)
+
+
+def test_a_table_of_levels_never_falls():
+    steps = small_program().steps
+    moved = [dataclasses.replace(step, inputs=(i + 1,)) for i, step in enumerate(steps)]
+    assert Program((9, 8, 3), 4, [levels((0,)), *moved]).values[1] == Value("pixels", (9, 8, 3))
+    falling = levels((0,), np.arange(256, dtype=np.uint8)[::-1])
+    with pytest.raises(ValueError, match="the table of levels falls"):
+        Program((9, 8, 3), 4, [falling, *moved])
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -115,6 +130,8 @@ def of_weights(kind, *shape, **options):
         ([of_weights(PixelsProduct, 2, 2, 3, 4, padding="full")], "no proper kernel"),
         ([of_weights(PixelsProduct, 9, 2, 3, 4)], "larger than its images"),
         ([Pool("pool", (0,))], "cannot pool pixels"),
+        ([of_weights(PixelsProduct, 1, 1, 3, 4), levels((1,))], "rounds integers as pixels"),
+        ([levels((0,)), of_weights(Product, 1, 1, 3, 4)], "multiply pixels"),
         ([Reshape("flatten", (1,))], "not an earlier value"),
         ([Reshape("flatten", (-1,))], "not an earlier value"),
         ([Threshold("threshold", (0,))], "threshold on pixels"),

@@ -20,6 +20,8 @@ SHAPES = {
     "one channel": ((8, 8, 1), {"conv": [64, 33, 3], "max_pool": [0, 1, 0], "fc": []}),
     "even filters": ((6, 5, 3), {"conv": [8, 8], "max_pool": [0, 1], "fc": [9], "filter_size": 2}),
     "strided": ((9, 8, 1), {"conv": [6, 33], "max_pool": [0, 1], "stride": [2, 1]}),
+    "few levels": ((6, 5, 2), {"conv": [8], "max_pool": [1], "fc": [9], "input_levels": 4}),
+    "black and white": ((5, 4, 1), {"conv": [], "max_pool": [], "fc": [9], "input_levels": 2}),
     "1x1": ((3, 3, 3), {"conv": [4, 4], "max_pool": [0, 0], "fc": [5], "filter_size": 1}),
     "dense": ((4, 4, 2), {"conv": [], "max_pool": [], "fc": [70, 6]}),
     "only an output": ((4, 4, 1), {"conv": [], "max_pool": [], "fc": []}),
@@ -61,6 +63,8 @@ QUICK = {("odd", "binary"), ("odd", "ternary"), ("one channel", "ternary_sigma")
     ("dense", "binary"),
     ("even filters", "binary"),
     ("strided", "ternary_sigma"),
+    ("few levels", "binary"),
+    ("black and white", "ternary"),
     ("only an output", "ternary"),
 }
 
