@@ -307,13 +307,13 @@ def find_report(checkpoint, images=2000):
     return measured, f"no stored report of this checkpoint: measured on {count} test images"
 
 
-def ternary_layers(results="results"):
+def ternary_layers(results=None):
     """Read the layers of all ternary networks from the reports under `results`.
 
     Parameters
     ----------
-    results : path-like
-        Folder with a folder for each network.
+    results : path-like, optional
+        Folder with a folder for each network. The default is this repository's `results`.
 
     Returns
     -------
@@ -323,7 +323,7 @@ def ternary_layers(results="results"):
         differ only in their seed (folders `name`, `name_seed1`, …) share an array.
     """
     networks = defaultdict(list)
-    for path in sorted(Path(results).glob("*/report.json")):
+    for path in sorted(_repository(results, "results").glob("*/report.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         if summary["network_params"]["levels"] == 3:
             networks[path.parent.name.partition("_seed")[0]] += [
@@ -546,7 +546,7 @@ def _dots_row(layer):
 # --- Which network ----------------------------------------------------------------------------
 
 
-def choose_checkpoint(output="output", results="results"):
+def choose_checkpoint(output=None, results=None):
     """Choose the checkpoint that a notebook opens.
 
     It is the first of these that exists:
@@ -558,8 +558,9 @@ def choose_checkpoint(output="output", results="results"):
 
     Parameters
     ----------
-    output, results : path-like
-        Folders with a folder for each run.
+    output, results : path-like, optional
+        Folders with a folder for each run. The default are those of this repository, whatever the
+        working directory.
 
     Returns
     -------
@@ -572,7 +573,7 @@ def choose_checkpoint(output="output", results="results"):
     FileNotFoundError
         If there is no checkpoint.
     """
-    output = Path(output)
+    output, results = _repository(output, "output"), _repository(results, "results")
     demo = output / "demo" / "network.keras"
     if os.environ.get("BNN_CHECKPOINT"):
         chosen, why = Path(os.environ["BNN_CHECKPOINT"]), "named by BNN_CHECKPOINT"
@@ -584,7 +585,7 @@ def choose_checkpoint(output="output", results="results"):
         runs = [path for path in runs if path.stat().st_mtime <= time.time()] or runs
         chosen = max(runs, key=lambda path: path.stat().st_mtime, default=None)
         why = "the newest trained run"
-        published = Path(results) / "cifar-10_binary" / "network.keras"
+        published = results / "cifar-10_binary" / "network.keras"
         if chosen is None and published.is_file():
             chosen, why = published, "the network trained for this repository"
     if chosen is not None:
@@ -597,6 +598,11 @@ def choose_checkpoint(output="output", results="results"):
     if not demo.is_file():
         raise FileNotFoundError("there is no trained network: run make demo, or set BNN_CHECKPOINT")
     return demo, f"{demo}: {why}"
+
+
+def _repository(folder, name):
+    """`folder`, or else the repository's folder `name`, seen from the working directory."""
+    return Path(folder or os.path.relpath(Path(__file__).resolve().parent / name))
 
 
 # --- Command line -----------------------------------------------------------------------------

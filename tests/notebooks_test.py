@@ -1,6 +1,7 @@
 """Both notebooks run from top to bottom on a network of the demo's kind."""
 
 import json
+import sys
 from pathlib import Path
 
 import nbformat
@@ -44,6 +45,21 @@ def test_notebook_runs_and_saves_its_figures(name, checkpoint, tmp_path, monkeyp
         o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})
     ]
     assert len(shown) == len(saved)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "folder, variables",
+    [(ROOT / "tests", {}), (ROOT, {}), (Path("/"), {"__vsc_ipynb_file__": str(ROOT / "x.ipynb")})],
+    ids=["below", "beside", "VS Code"],
+)
+def test_a_notebook_finds_the_code(name, folder, variables, monkeypatch):
+    code = [cell for cell in nbformat.read(ROOT / f"{name}.ipynb", 4).cells if cell.source]
+    first = next(cell for cell in code if cell.cell_type == "code")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [])
+    exec(first.source, {**variables})
+    assert str(ROOT) in sys.path
 
 
 def test_the_committed_notebook_shows_the_committed_report():
