@@ -484,10 +484,25 @@ class BinaryNeuralNetwork:
             valid = self._labelled(x_valid, y_valid)
         self._choose_basis(x_train)
         self._trained = model = self.model_for(x_train)
+        teacher = None if params.teacher is None else self._teacher(params.teacher)
         self.history = training.fit(
-            model, x_train, y_train, params, valid, callbacks, state, strategy, verbose
+            model,
+            x_train,
+            y_train,
+            params,
+            valid,
+            callbacks,
+            state,
+            strategy,
+            verbose,
+            teacher and teacher.model_for(x_train),
         )
         return self
+
+    def _teacher(self, path):
+        """The network in the checkpoint at `path`, or ValueError if it cannot teach this one."""
+        checkpoint.require_teacher(path, self.in_dim, self.out_dim)
+        return BinaryNeuralNetwork.load(path)
 
     def _choose_basis(self, x):
         """Give the first layer the basis that `rotate_first` asks for, unless it has one."""

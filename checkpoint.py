@@ -54,6 +54,24 @@ def saved_parameters(path):
         raise ValueError(f"{path} is damaged or no checkpoint of this program: {error}") from None
 
 
+def require_teacher(path, in_dim, out_dim):
+    """Raise unless the checkpoint at `path` takes these images and tells these classes apart.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file at `path`.
+    ValueError
+        If it is of other images or classes, no checkpoint of this program, or damaged.
+    """
+    theirs, classes, *_ = saved_parameters(path)
+    require(
+        (tuple(theirs), classes) == (tuple(in_dim), out_dim),
+        f"the teacher {path} takes images of shape {tuple(theirs)} with {classes} classes, this "
+        f"network {tuple(in_dim)} with {out_dim}: take another teacher",
+    )
+
+
 def _parameters_in(path):
     with zipfile.ZipFile(path) as archive:
         saved = _config_in(archive)

@@ -38,7 +38,9 @@ class FlipLog(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch < self.params["epochs"] - 1:
             return
-        layers = self.model._flatten_layers(include_self=False)
+        # A teacher has weights too.
+        model = getattr(self.model, "student", self.model)
+        layers = model._flatten_layers(include_self=False)
         self._layers = [_Layer(one) for one in layers if getattr(one, "kernel_quantizer", None)]
 
     def on_train_batch_end(self, batch, logs=None):

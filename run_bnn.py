@@ -15,7 +15,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from checkpoint import saved_parameters
+from checkpoint import require_teacher, saved_parameters
 from data.download_data import download
 from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_data, missing_files
 from distribute.cluster import WEIGHTS, cluster_from_environment
@@ -159,6 +159,11 @@ def parser():
     add(train, "--kurtosis", "none", kurtosis, **number)
     freeze = "freeze binary weights that flip more often per step than X"
     add(train, "--freeze_oscillating", "none", freeze, **number)
+    teacher = "learn this checkpoint's scores in place of the labels"
+    add(train, "--teacher", "none", teacher, metavar="CHECKPOINT")
+    add(train, "--with_labels", "off", "with --teacher: learn both", action="store_true")
+    temperature = "with --teacher: divide all scores by X before softmax"
+    add(train, "--temperature", "1.0", temperature, **number)
     add(train, "--seed", training.seed, "of initialization and shuffling", **whole)
     add(
         train,
@@ -253,6 +258,9 @@ def git_revision():
 
 def run_record(args, data_set, network, training):
     """What traces the figures of a run to what made them."""
+    teacher = {}
+    if training.teacher is not None:
+        teacher["teacher_sha256"] = file_digest(training.teacher, "sha256")
     return {
         "data_set": data_set,
         "data_md5": data_md5(data_set),
@@ -260,6 +268,7 @@ def run_record(args, data_set, network, training):
         "debug": "debug" in args,
         "network_params": dataclasses.asdict(network),
         "training_params": dataclasses.asdict(training),
+        **teacher,
         "sittings": [],
     }
 
@@ -375,6 +384,8 @@ def checked(argv):
     data_set = getattr(args, "data_set", "cifar-10")
     network, training = network_params(args), training_params(args)
     require_flips(network, training)
+    if training.teacher is not None:
+        require_teacher(training.teacher, IMAGE_SHAPES[data_set], NUM_CLASSES)
     every = getattr(args, "ckpt_n", 10)
     require(every >= 1, f"--ckpt_n must be at least 1, not {every}")
     require_size(network, IMAGE_SHAPES[data_set], NUM_CLASSES)
@@ -399,6 +410,9 @@ def run(argv):
     """Do what the command line says; ValueError or OSError where it cannot be done."""
     args, data_set, network, training = checked(argv)
     path = getattr(args, "out_dir", default_folder(args, data_set, network))
+    if training.teacher is not None:
+        beside = Path(training.teacher).resolve().parent == Path(path).resolve()
+        require(not beside, f"the teacher lies in --out_dir {path}: take another --out_dir")
     with RunFolder(path) as folder:
         run_in(folder, argv, args, data_set, network, training)
 

@@ -53,6 +53,35 @@ def loss_named(loss_mode):
     return squared_hinge
 
 
+class _Distiller(keras.distillation.Distiller):
+    """Keras' own, with the penalties on the student's weights, which it leaves out."""
+
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) + sum(self.student.losses)
+
+
+def _taught(model, teacher, params):
+    """A compiled `_Distiller` of the compiled `model`, which shares its optimizer.
+
+    Its loss is T² times the Kullback–Leibler divergence of softmax(t/T) and softmax(s/T), whose
+    gradient is that of their cross-entropy; with labels the mean of it and of their loss.
+    """
+    # Given by name, Keras 3.15.1 would apply the divergence to the scores without softmax.
+    divergence = keras.losses.KLDivergence()
+    scores = keras.distillation.LogitsDistillation(params.temperature, divergence)
+    weight = 0.5 if params.with_labels else 0.0
+    distiller = _Distiller(teacher, model, scores, student_loss_weight=weight)
+    distiller.compile(
+        model.optimizer, loss_named(params.loss_mode), metrics=[_accuracy()], jit_compile=False
+    )
+    return distiller
+
+
+def _student(model):
+    """The network itself, where a `_Distiller` trains it."""
+    return getattr(model, "student", model)
+
+
 # At a distance of 1 the penalty's gradient is then about as large as the loss's own, in each layer
 # of the paper's network at half width. With a larger weight the kurtosis only oscillates.
 KURTOSIS_WEIGHT = 0.01
@@ -142,7 +171,7 @@ class _RefitBeforeValidation(keras.callbacks.Callback):
         self._x = x
 
     def on_test_begin(self, logs=None):
-        stream.refit_batch_norm(self.model, self._x)
+        stream.refit_batch_norm(_student(self.model), self._x)
 
 
 class _Synchronize(keras.callbacks.Callback):
@@ -164,7 +193,7 @@ class _SaveState(keras.callbacks.Callback):
         self._path, self._params = path, params
 
     def on_epoch_end(self, epoch, logs=None):
-        checkpoint.save_state(self.model, self._path, self._params)
+        checkpoint.save_state(_student(self.model), self._path, self._params)
 
 
 # --- Training ---------------------------------------------------------------------------------
@@ -180,6 +209,7 @@ def fit(
     state=None,
     strategy=None,
     verbose="auto",
+    teacher=None,
 ):
     """Train a Keras classifier for `params.epochs` epochs.
 
@@ -208,6 +238,10 @@ def fit(
         Train on all its devices, as `distribute.devices.training_strategy` chooses them. Each gets
         an equal share of every batch, and the result is that of one device, but for rounding, if
         the batch norms are `ShiftBatchNormalization` or synchronized.
+    teacher : keras.Model, optional
+        Takes the images of `model` and returns scores of the same classes, which are learned in
+        place of the labels or, if `params.with_labels`, beside them. Labels then only serve to
+        count how many images are classified correctly.
 
     Returns
     -------
@@ -218,13 +252,15 @@ def fit(
     ------
     ValueError
         If `state` is of another training, the loss stops being finite, the batch does not divide
-        by the devices, or the model is to train on several and is not functional.
+        by the devices, or the model is to train on several and has a teacher or is not functional.
     ConnectionError
         If a worker stops answering.
     """
     batch_size = min(params.batch_size, len(x))
     # What the loss is a mean of.
-    terms = batch_size * (_classes(model, x) if params.loss_mode == "hinge-loss" else 1)
+    over_classes = params.loss_mode == "hinge-loss" and teacher is None
+    terms = batch_size * (_classes(model, x) if over_classes else 1)
+    require(teacher is None or strategy is None, "with a teacher one device trains alone")
     compile_for(model, params, terms)
     devices.on_chief(strategy, checkpoint.restore_state, model, state, params)
     own = []
@@ -234,6 +270,8 @@ def fit(
         with _on_devices_of(strategy, model, params, batch_size, terms) as trained:
             if trained is not model:
                 own.insert(0, _Synchronize(model))
+            if teacher is not None:
+                trained = _taught(model, teacher, params)
             history = _train(trained, x, y, params, batch_size, validation, own, strategy, verbose)
         stream.refit_batch_norm(model, x[:REFIT_IMAGES])
         if strategy is not None:
@@ -254,10 +292,14 @@ def compile_for(model, params, terms):
     model.compile(
         _optimizer(model, params, clip=1 / terms),
         loss_named(params.loss_mode),
-        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        metrics=[_accuracy()],
         jit_compile=False,  # XLA's convolutions are slower on the CPU than the framework's.
     )
     model.optimizer.build(model.trainable_variables)
+
+
+def _accuracy():
+    return keras.metrics.SparseCategoricalAccuracy("accuracy")
 
 
 def _optimizer(model, params, clip):

@@ -460,6 +460,13 @@ class TrainingParams:
     freeze_oscillating : float, optional
         Freeze binary weights that flip more often per step than this; see
         `optimizers.FreezingAdam`.
+    teacher : str, optional
+        Checkpoint of a network whose scores are learned in place of the labels.
+    with_labels : bool
+        Learn the labels too: the mean of both losses.
+    temperature : float, optional
+        Of the teacher: by what its scores and the network's are divided before softmax; by
+        default 1.
 
     Raises
     ------
@@ -482,6 +489,9 @@ class TrainingParams:
     bop_threshold: float | None = None
     kurtosis: float | None = None
     freeze_oscillating: float | None = None
+    teacher: str | None = None
+    with_labels: bool = False
+    temperature: float | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -512,6 +522,7 @@ class TrainingParams:
             f"augment must be flip or crop-flip, not {self.augment!r}",
         )
         self._check_optimizer()
+        self._check_teacher()
 
     def _check_optimizer(self):
         bop = self.optimizer == "bop"
@@ -534,6 +545,19 @@ class TrainingParams:
         if self.freeze_oscillating is not None:
             _require_number("freeze_oscillating", self.freeze_oscillating, 0, 1, open_low=True)
             require(self.bop_gamma is None, "freeze_oscillating and bop exclude each other")
+
+    def _check_teacher(self):
+        taught = self.teacher is not None
+        if taught and self.temperature is None:
+            object.__setattr__(self, "temperature", 1.0)
+        require(
+            not taught or (isinstance(self.teacher, str) and self.teacher),
+            f"teacher must be the path of a checkpoint, not {self.teacher!r}",
+        )
+        require(taught or not self.with_labels, "with_labels needs a teacher: it adds to one")
+        require(taught or self.temperature is None, "temperature needs a teacher")
+        if taught:
+            _require_number("temperature", self.temperature, 0, open_low=True)
 
     def learning_rate(self, epoch):
         """Learning rate of `epoch`, counted from 0."""

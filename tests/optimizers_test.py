@@ -147,6 +147,8 @@ REFUSED = {
     "threshold alone": ({"bop_threshold": 1e-8}, "needs optimizer bop"),
     "kurtosis": ({"kurtosis": 0.5}, "kurtosis must be"),
     "kurtosis and bop": ({"kurtosis": 3, "optimizer": "bop"}, "exclude each other"),
+    "teacher": ({"teacher": ""}, "teacher must be"),
+    "temperature": ({"teacher": "a.keras", "temperature": 0}, "temperature must be"),
     "freeze": ({"freeze_oscillating": 0}, "freeze_oscillating must be"),
     "freeze and bop": ({"freeze_oscillating": 0.1, "optimizer": "bop"}, "exclude each other"),
 }

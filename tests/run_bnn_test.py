@@ -293,6 +293,13 @@ WRONG = {
     "bop ternary": (["--optimizer", "bop", "--levels", "3"], "needs binary weights"),
     "kurtosis": (["--kurtosis", "0"], "kurtosis must be"),
     "freeze": (["--freeze_oscillating", "0"], "freeze_oscillating must be"),
+    "teacher": (["--teacher", "nowhere.keras"], "no checkpoint nowhere.keras"),
+    "teacher of other images": (
+        ["--teacher", "results/MNIST_binary/network.packed"],
+        "is damaged or no checkpoint",
+    ),
+    "with_labels": (["--with_labels"], "with_labels needs a teacher"),
+    "temperature": (["--temperature", "2"], "temperature needs a teacher"),
     "freeze continuous": (
         ["--freeze_oscillating", "0.02", "--continuous"],
         "freeze_oscillating needs binary weights",

@@ -1,5 +1,6 @@
 """Losses against NumPy; what a training promises: its seed, its resume, its last statistics."""
 
+import dataclasses
 import itertools
 
 import keras
@@ -108,6 +109,74 @@ def test_validation_sees_statistics_of_the_epochs_weights():
     assert network.history["val_accuracy"][-1] == pytest.approx(network.score(x, y))
 
 
+# --- Teachers ---
+
+
+def test_a_teachers_loss_is_the_divergence_of_both_softmaxes():
+    x, y = random_images()
+    teacher, student = small_network(bin_weights=False, bin_acts=False), small_network()
+    for with_labels in (False, True):
+        params = TrainingParams(
+            teacher="one.keras", temperature=2.0, with_labels=with_labels, kurtosis=3
+        )
+        student = small_network({"kurtosis": 3})
+        training.compile_for(student.model, params, 1)
+        distiller = training._taught(student.model, teacher.model, params)
+        scores = student.model(x, training=False).numpy().astype(float)
+        got = float(distiller.compute_loss(x, y, tf.constant(scores, tf.float32)))
+        p, q = (np.exp(s / 2) for s in (teacher.predict(x).astype(float), scores))
+        p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+        expected = 4 * np.mean(np.sum(p * np.log(p / q), axis=1))
+        if with_labels:
+            labels = float(np.mean(training.squared_hinge(y, tf.constant(scores))))
+            expected = 0.5 * (expected + labels)
+        assert got == pytest.approx(expected + float(sum(student.model.losses)), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.keras"
+    x, y = random_images()
+    small_network({"epochs": 4}, bin_weights=False, bin_acts=False).fit(x, y).save(path)
+    return str(path)
+
+
+def test_without_labels_no_label_has_a_part(teacher):
+    x, y = random_images()
+    ends = {}
+    for with_labels in (False, True):
+        options = {"teacher": teacher, "with_labels": with_labels}
+        ends[with_labels] = [small_network(options).fit(x, t).predict(x) for t in (y, (y + 1) % 4)]
+    np.testing.assert_array_equal(*ends[False])
+    assert np.any(ends[True][0] != ends[True][1])
+    assert np.any(ends[True][0] != ends[False][0])
+
+
+def test_a_student_learns_from_its_teacher_alone(tmp_path):
+    x, y = bright_quarters(200)
+    sizes = {"conv": [8], "max_pool": [1], "fc": [16]}
+    floats = NetworkParams(**sizes, bin_weights=False, bin_acts=False)
+    BinaryNeuralNetwork((9, 7, 2), 4, floats, LEARNING).fit(x[:150], y[:150]).save(
+        tmp_path / "teacher.keras"
+    )
+    params = dataclasses.replace(LEARNING, teacher=str(tmp_path / "teacher.keras"))
+    student = BinaryNeuralNetwork((9, 7, 2), 4, NetworkParams(**sizes), params)
+    student.fit(x[:150], np.zeros(150, int))
+    assert student.score(x[150:], y[150:]) > 0.9
+
+
+def test_a_teacher_of_other_images_or_classes_is_refused(teacher, tmp_path):
+    x, y = random_images()
+    network = BinaryNeuralNetwork(
+        (9, 7, 2), 5, NetworkParams(conv=[5], max_pool=[0], fc=[]), TrainingParams(teacher=teacher)
+    )
+    with pytest.raises(ValueError, match="with 4 classes, this network"):
+        network.fit(x, y)
+    for path, error in ((tmp_path / "none.keras", FileNotFoundError), (__file__, ValueError)):
+        with pytest.raises(error):
+            small_network({"teacher": str(path)}).fit(x, y)
+
+
 class Interrupt(keras.callbacks.Callback):
     """End a training in the middle of its second epoch."""
 
@@ -123,14 +192,16 @@ RESUMED = {
     "average": {"bop_gamma": 0.2},
     "kurtosis": {"kurtosis": 1.8},
     "freeze": {"freeze_oscillating": 0.015},
+    "teacher": {"with_labels": True, "temperature": 2.0},
 }
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_resumed_training_ends_where_an_uninterrupted_one_does(name, tmp_path):
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(name, teacher, tmp_path):
     x, y = random_images()
     network = "residual" if name == "residual" else "paper"
-    options = {"network": network, "training": {"augment": "flip", **RESUMED[name]}}
+    taught = {"teacher": teacher} if name == "teacher" else {}
+    options = {"network": network, "training": {"augment": "flip", **RESUMED[name], **taught}}
     whole = small_network(**options).fit(x, y)
     state = tmp_path / "state.keras"
     with pytest.raises(KeyboardInterrupt):

@@ -36,12 +36,14 @@ ARMS = {
     "kurtosis_6": ("--kurtosis", "6"),
     "freeze": ("--freeze_oscillating", "0.02"),
     "float": ("--continuous",),
+    "teacher": ("--teacher", "{teacher}"),
+    "teacher_labels": ("--teacher", "{teacher}", "--with_labels"),
     "bop_short": ("--optimizer", "bop", "--bop_gamma", "0.01", "--bop_threshold", "1e-7"),
 }
 # The tables, and the arms that each sets side by side.
 TABLES = {
     "causes": ("baseline", "kurtosis_1.8", "kurtosis_3", "kurtosis_6", "freeze"),
-    "roads": ("baseline", "bop", "bop_short", "float"),
+    "roads": ("baseline", "bop", "bop_short", "float", "teacher", "teacher_labels"),
 }
 SEEDS, EPOCHS = (0, 1, 2), 8
 # Validation images on which r is measured: enough for three digits.
