@@ -295,8 +295,8 @@ WRONG = {
     "freeze": (["--freeze_oscillating", "0"], "freeze_oscillating must be"),
     "teacher": (["--teacher", "nowhere.keras"], "no checkpoint nowhere.keras"),
     "teacher of other images": (
-        ["--teacher", "results/MNIST_binary/network.packed"],
-        "is damaged or no checkpoint",
+        ["--teacher", "results/cifar-10_binary/network.keras"],
+        "takes images of shape (32, 32, 3) with 10 classes, this network (8, 8, 1)",
     ),
     "with_labels": (["--with_labels"], "with_labels needs a teacher"),
     "temperature": (["--temperature", "2"], "temperature needs a teacher"),
