@@ -572,6 +572,29 @@ def plot_filters(layer, count=32):
     return figure
 
 
+def plot_counterexample(image, found, label, predicted):
+    """An image, the image that gets another label, and where they differ.
+
+    Parameters
+    ----------
+    image, found : ndarray of uint8, shape (rows, columns, 1 or 3)
+    label, predicted : int
+        What the network calls each of them.
+    """
+    figure, axes = _grid(3, size=(1.7, 2.0))
+    change = found.astype(int) - image
+    pictures = (
+        (image, f"{label}"),
+        (found, f"{predicted}"),
+        ((change + 255) / 510, f"change, at most {np.abs(change).max()}/255"),
+    )
+    for axis, (picture, title) in zip(axes, pictures, strict=True):
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype == float else 255)
+        axis.set_title(title, fontsize=8)
+        axis.set_axis_off()
+    return figure
+
+
 def plot_rotation(correlations):
     """r of the first layer, quantized in several bases.
 

@@ -115,7 +115,8 @@ class PackedNetwork:
             images = x[start : start + batch]
             # Always full: XLA compiles once for each size that it meets.
             full = np.pad(images, ((0, batch - len(images)), (0, 0), (0, 0), (0, 0)))
-            scores.append(self._scores(full)[: len(images)])
+            products = self._forward(tf.constant(full), self._tensors)
+            scores.append(self.scores_of(products)[: len(images)])
         return np.concatenate(scores)
 
     def classify(self, x):
@@ -161,10 +162,21 @@ class PackedNetwork:
         require(on_grid.all(), "float32 images must hold 2u/255 − 1 for whole numbers u")
         return pixels
 
-    def _scores(self, images):
+    def scores_of(self, products):
+        """Scores of dot products of the output layer.
+
+        Parameters
+        ----------
+        products : ndarray or tensor of float32, shape (n, classes)
+            Whole numbers.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, classes)
+        """
         last, norm = self.program.steps[-1], self._tensors[-1]
-        products = self._forward(tf.constant(images), self._tensors) * last.scale
-        return keras.ops.convert_to_numpy(graph_ops.shift_batch_norm(products, *norm))
+        scores = graph_ops.shift_batch_norm(products * last.scale, *norm)
+        return keras.ops.convert_to_numpy(scores)
 
     # Steps
 
