@@ -8,6 +8,7 @@ from oracles import numpy_convolution, numpy_max_pool
 from packed.program import (
     ALWAYS,
     NEVER,
+    Levels,
     PixelsProduct,
     Pool,
     Product,
@@ -29,6 +30,8 @@ def all_images(image):
 def numpy_step(step, x):
     """What a step makes of a value, for many images."""
     match step:
+        case Levels():
+            return step.table[x]
         case Product():
             x = 2 * x.astype(np.int32) - 255 if isinstance(step, PixelsProduct) else x
             weights = step.weights.astype(np.int32)
@@ -93,6 +96,12 @@ def random_program(rng, image):
         limits = {"upper": upper, "lower": lower} if ternary else {"upper": upper}
         add(Threshold(*name(), ternary=ternary, **limits))
 
+    if rng.random() < 0.3:
+        # It rises at 1, at 255, at both, or at neither; and elsewhere.
+        rises = np.append(rng.choice([1, 255], 2), rng.integers(1, 256, 5))
+        levels = np.sort(rng.integers(0, 256, len(rises) + 1)).astype(np.uint8)
+        table = levels[np.searchsorted(np.sort(rises), np.arange(256), side="right")]
+        add(Levels(*name(), table=table))
     kind = PixelsProduct
     for _ in range(rng.integers(0, 3)):
         product(kind, int(rng.integers(2, 6)), convolution=True)
