@@ -18,9 +18,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 # Patches of one product: one half gives the covariance, the other the correlation.
-ROWS = 4096
+ROWS = 2048
+# Units of a group whose dot products are formed.
+UNITS = 256
 # Floats of one product's patches, and of those that are collected in one pass over the images.
-PRODUCT_FLOATS, PASS_FLOATS = 2**24, 2**26
+PRODUCT_FLOATS, PASS_FLOATS = 2**24, 2**27
 # Floats that the inputs and outputs of one batch may take.
 BATCH_FLOATS = 2**26
 LARGEST_BATCH = 100
@@ -80,9 +82,13 @@ class Site:
         return (~odd, odd) if 0 < odd.sum() < len(odd) else (slice(None), slice(None))
 
     def grouped(self, columns):
-        """A kernel of shape (..., units) as (groups, fan-in, units of a group)."""
+        """A kernel (..., units) as (groups, fan-in, units of a group), at most `UNITS` of them."""
         matrix = np.asarray(columns, np.float32).reshape(self.fan_in, self.groups, -1)
-        return matrix.transpose(1, 0, 2)
+        return matrix.transpose(1, 0, 2)[:, :, :: -(-matrix.shape[2] // UNITS)]
+
+    def rows_of(self, columns):
+        """A kernel of shape (..., units) as (units, fan-in)."""
+        return np.ascontiguousarray(np.reshape(columns, (-1, self.units)).T)
 
     def wide_mask(self, which):
         """The mask in a shape that broadcasts to the patches."""

@@ -4,12 +4,12 @@
 """
 
 import contextlib
+import functools
 import math
 
 import geometry
 import walk
 from graph_ops import LloydMax, Uniform
-from stream import refit_batch_norm
 from survey_inputs import fitted
 from utils import require
 
@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import brentq
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import eigsh
 from scipy.stats import norm
 
 # Images on which batch norm's statistics are re-estimated.
@@ -97,9 +97,22 @@ def _truncation(ratio):
     return brentq(excess, 0.02, ratio) if ratio > 1.74 else 0.02
 
 
-def _sqnr(exact, quantized):
-    noise, signal = (np.sum(np.square(v, dtype=np.float64)) for v in (exact - quantized, exact))
-    return 10 * math.log10(signal / noise) if noise > 0 < signal else math.nan
+def compared(exact, quantized):
+    """Mean angle in degrees of rows with their quantized forms, and the SQNR of all in decibels.
+
+    A row that has become zero is at right angles; one that was zero is left out.
+    """
+    error = exact - quantized
+    power, noise, along = (
+        np.einsum("ij,ij->i", *pair, dtype=np.float64)
+        for pair in ((exact, exact), (error, error), (exact, error))
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        across = np.sqrt(np.maximum(noise - along**2 / power, 0))
+        angles = np.arctan2(across, (power - along) / np.sqrt(power))
+        angles = np.where((power > 0) & ~quantized.any(axis=1), np.pi / 2, angles)
+        sqnr = 10 * np.log10(power.sum() / noise.sum())
+    return {"angle_deg": math.degrees(_mean(angles)), "sqnr_db": float(sqnr)}
 
 
 def unit_r(x, y):
@@ -111,13 +124,6 @@ def unit_r(x, y):
     return _mean(np.where((xx > 0) & (yy == 0), 0, r))
 
 
-def _mean_angle(exact, quantized, axis=0):
-    """Mean angle in degrees; a vector that has become zero is at right angles."""
-    angles = geometry.angle(exact, quantized, axis)
-    gone = np.any(exact, axis) & ~np.any(quantized, axis)
-    return math.degrees(_mean(np.where(gone, np.pi / 2, angles)))
-
-
 def _mean(values):
     values = np.asarray(values)[np.isfinite(values)]
     return float(values.mean()) if len(values) else math.nan
@@ -125,22 +131,23 @@ def _mean(values):
 
 def first_axis(site):
     """Share of the variance of a layer's inputs along their first principal axis."""
-    rows = site.patches[site.halves()[0]].transpose(1, 0, 2).astype(np.float64)
-    rows -= rows.mean(axis=1, keepdims=True)
-    shares = []
-    for group in rows:
-        total, d = np.sum(group**2), group.shape[1]
-        if total == 0:
-            continue
-        if min(d, len(group)) <= 64:
-            square = group.T @ group if d <= len(group) else group @ group.T
-            largest = np.linalg.eigvalsh(square)[-1]
-        else:
-            start = np.random.default_rng(0).standard_normal(d)
-            operator = LinearOperator((d, d), lambda v, g=group: g.T @ (g @ v), dtype=np.float64)
-            largest = eigsh(operator, 1, v0=start, return_eigenvectors=False, tol=1e-6)[0]
-        shares.append(largest / total)
+    rows = site.patches[site.halves()[0]].transpose(1, 0, 2)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    turned = rows.transpose(0, 2, 1)
+    # Both products have the same eigenvalues, but for zeros.
+    smaller = turned @ rows if rows.shape[2] <= rows.shape[1] else rows @ turned
+    start = np.random.default_rng(0).standard_normal(smaller.shape[1])
+    shares = [
+        _largest(one.astype(np.float64), start) / (np.trace(one) or np.nan) for one in smaller
+    ]
     return _mean(shares)
+
+
+def _largest(matrix, start):
+    """The largest eigenvalue of a symmetric matrix."""
+    if len(matrix) <= 64:
+        return np.linalg.eigvalsh(matrix)[-1]
+    return eigsh(matrix, 1, v0=start, return_eigenvectors=False, tol=1e-6)[0]
 
 
 def weights_of(site, names):
@@ -161,25 +168,24 @@ def weights_of(site, names):
         the covariance of the patches of even images, both means over units, and bytes.
     """
     wc = tf.cast(site.kernel.columns(), tf.float32)
-    exact = wc.numpy()
+    exact = site.rows_of(wc)
     # wᵇᵀCwᶜ is the covariance of the two dot products over the patches that C is of: C itself, of
     # fan-in squared numbers, need not be formed.
     halves = [site.patches[half].transpose(1, 0, 2) for half in site.halves()]
-    dots = [half @ site.grouped(exact) for half in halves]
-    rms = np.sqrt(np.mean(np.square(exact.reshape(-1, site.units)), axis=0))
+    dots = [half @ site.grouped(wc) for half in halves]
+    rms = np.sqrt(np.mean(np.square(exact), axis=1))
     found = {}
     for name in names:
         quantizer = quantizer_named(name)
-        wq = quantizer(wc).numpy()
-        ratios = np.ravel(quantizer.scale(wc).numpy()) / np.where(rms > 0, rms, np.nan)
+        wq = quantizer(wc)
+        ratios = np.ravel(quantizer.scale(wc)) / np.where(rms > 0, rms, np.nan)
         predicted, r = (
             unit_r(dot, half @ site.grouped(wq)) for dot, half in zip(dots, halves, strict=True)
         )
         found[name] = {
-            "angle_deg": _mean_angle(*(w.reshape(-1, site.units) for w in (exact, wq))),
+            **compared(exact, site.rows_of(wq)),
             "theory_deg": math.degrees(theory(quantizer, site.fan_in, _mean(ratios))),
             "bound_deg": math.degrees(geometry.rate_distortion_angle(math.log2(quantizer.levels))),
-            "sqnr_db": _sqnr(exact, wq),
             "predicted_r": predicted,
             "r": r,
             "bytes": packed_bytes(site, quantizer),
@@ -201,34 +207,27 @@ def inputs_of(site, names):
     kinds = list(dict.fromkeys(name.removesuffix(TENSOR) for name in names))
     if isinstance(site.layer, keras.layers.Embedding):
         return {}, dict.fromkeys(kinds, "its inputs are numbers of rows")
-    calibration, half = site.halves()
-    used = site.patches[calibration][
-        np.broadcast_to(site.wide_mask(calibration), site.patches[calibration].shape)
-    ]
-    rms, largest = (
-        float(np.sqrt(np.mean(np.square(used, dtype=np.float64)))),
-        float(np.abs(used).max()),
-    )
+    even, odd = site.halves()
+    calibration, rows, inside = site.patches[even], site.patches[odd], site.wide_mask(odd)
+    largest = float(np.abs(calibration).max())
     if largest == 0:
         return {}, dict.fromkeys(kinds, "its inputs are zero")
-    lowest = used.min()
-    rows, inside = site.patches[half], site.wide_mask(half)
-    kernel = site.grouped(site.kernel.columns().numpy())
+    # Zero padding adds nothing to the sum.
+    rms = math.sqrt(np.mean(np.square(calibration, dtype=np.float64)) / site.mask[even].mean())
+    kernel = site.grouped(site.kernel.columns())
     exact = rows.transpose(1, 0, 2) @ kernel
     found, left_out = {}, {}
     for kind in kinds:
         scale = largest if kind.startswith("uniform") else rms
         quantizer = KINDS[kind](scale=scale)
-        if quantizer.levels == 2 and lowest >= 0:
+        if quantizer.levels == 2 and calibration.min() >= 0:
             left_out[kind] = "its inputs are never negative: their sign says nothing"
             continue
         # Zero padding comes after the quantizer: it stays zero.
         quantized = quantizer(tf.constant(rows)).numpy() * inside
-        flat = [v.reshape(-1, site.fan_in) for v in (rows, quantized)]
         found[kind] = {
-            "angle_deg": _mean_angle(*flat, axis=1),
+            **compared(*(v.reshape(-1, site.fan_in) for v in (rows, quantized))),
             "theory_deg": math.degrees(theory(quantizer, site.fan_in, scale / rms)),
-            "sqnr_db": _sqnr(rows, quantized),
             "r": unit_r(exact, quantized.transpose(1, 0, 2) @ kernel),
             "scale": scale,
         }
@@ -307,6 +306,7 @@ class Scores:
             if isinstance(layer, keras.layers.BatchNormalization)
         ]
         self._run = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        self._refit = tf.function(self._run_and_refit)
 
     def accuracy(self, eager=False):
         """Share of labels that have the highest score.
@@ -326,16 +326,19 @@ class Scores:
         """Meanwhile batch norm has the statistics of the network as it is now."""
         before = [[v.numpy() for v in (n.moving_mean, n.moving_variance)] for n in self.norms]
         try:
-            refit_batch_norm(self.model, self.x[: max(self.batch, self._refit_images())])
+            self._refit(tf.convert_to_tensor(self.x[: min(REFIT_IMAGES, 5 * self.batch)]))
             yield
         finally:
             for layer, (mean, variance) in zip(self.norms, before, strict=True):
                 layer.moving_mean.assign(mean)
                 layer.moving_variance.assign(variance)
 
-    def _refit_images(self):
-        # All of them pass a layer before the next: they are kept, a batch for every hundred.
-        return min(REFIT_IMAGES, 5 * self.batch)
+    def _run_and_refit(self, x):
+        with contextlib.ExitStack() as stack:
+            for norm in self.norms:
+                take = functools.partial(_take_statistics, norm)
+                stack.enter_context(walk.inputs_changed(norm, take))
+            self.model(x, training=False)
 
     def of_weights(self, site, name):
         """Accuracy with one layer's weights quantized: as it is, and with batch norm refitted."""
@@ -355,6 +358,15 @@ class Scores:
         quantizer = KINDS[kind](scale=scale)
         with walk.inputs_changed(site.layer, lambda x: quantizer(tf.convert_to_tensor(x))):
             return self.accuracy(eager=True)
+
+
+def _take_statistics(norm, x):
+    """`x`, whose mean and variance batch norm now has: all images are in it."""
+    axes = [axis for axis in range(len(x.shape)) if axis != norm.axis % len(x.shape)]
+    mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes)
+    norm.moving_mean.assign(mean)
+    norm.moving_variance.assign(variance)
+    return x
 
 
 def inputs_obstacle(site):
