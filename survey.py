@@ -105,7 +105,7 @@ def survey(model, x, y=None, quantizers=None, lose=LOSE, progress=False):
             **{key: planner.curve(order, first) for key, order in result["order"].items()},
         }
         result["plan"] = planner.plan(lose)
-        result["correlations"] = rank_correlations(result)
+        result["correlations"] = rank_correlations(plain(result))
     result["cost"] = {
         "seconds": time.perf_counter() - started,
         "forward_seconds": forward,
@@ -161,19 +161,17 @@ def _accuracies(scores, found, layers, names, progress):
 
     from survey_measure import inputs_obstacle
 
-    total = sum(len(names) + len(layer["inputs"]) for layer in layers)
-    with tqdm(total=total, desc="accuracy", unit="run", disable=not progress) as bar:
-        for site, layer in zip(found, layers, strict=True):
-            for name in names:
-                layer["quantizers"][name] |= scores.of_weights(site, name)
-                bar.update()
-            why = inputs_obstacle(site)
-            if why and layer["inputs"]:
-                layer["left_out"]["accuracy with quantized inputs"] = why
-            for kind, values in layer["inputs"].items():
-                if not why:
-                    values["accuracy"] = scores.of_inputs(site, kind, values["scale"])
-                bar.update()
+    pairs = list(zip(found, layers, strict=True))
+    for site, layer in tqdm(pairs, desc="accuracy", unit="layer", disable=not progress):
+        for name in names:
+            layer["quantizers"][name] |= scores.of_weights(site, name)
+        why = inputs_obstacle(site)
+        if layer["inputs"] and why:
+            layer["left_out"]["accuracy with quantized inputs"] = why
+        elif layer["inputs"]:
+            scales = {kind: values["scale"] for kind, values in layer["inputs"].items()}
+            for kind, accuracy in scores.of_inputs(site, scales).items():
+                layer["inputs"][kind]["accuracy"] = accuracy
 
 
 def _peak_memory_mb():
@@ -207,11 +205,11 @@ def rank_correlations(surveyed):
 
     Returns
     -------
-    dict
-        By quantizer, and 'all' over layers and quantizers together: the number of pairs, and ρ of
-        each of `PREDICTORS`, positive where more harm is predicted where more is lost. None where
-        one of the two does not vary. The loss is that without re-estimated batch norm, and under
-        'refitted' with it, where there is one.
+    list of dict
+        For each quantizer the number of layers and, for each of `PREDICTORS`, [ρ, p]: ρ is positive
+        where more harm is predicted where more is lost, and p is that of no correlation, by
+        Student's t. None where one of the two does not vary. 'loss' says whether batch norm was
+        re-estimated.
 
     Raises
     ------
@@ -220,33 +218,28 @@ def rank_correlations(surveyed):
     """
     base = surveyed["accuracy"]
     require(base is not None, "harm needs labels: the survey measured no accuracy")
-    found = {}
-    for loss, key in (("loss", "accuracy"), ("refitted", "refitted_accuracy")):
-        rows = {name: [] for name in surveyed["quantizers"]}
-        for layer in surveyed["layers"]:
-            for name, values in layer["quantizers"].items():
-                if key in values:
-                    of_layer = {**values, "kurtosis": layer["kurtosis"]}
-                    rows[name].append((base - values[key], of_layer))
-        if any(rows.values()):
-            rows["all"] = [row for part in rows.values() for row in part]
-            found[loss] = {name: _correlated(part) for name, part in rows.items()}
-    return plain(found)
+    found = []
+    for loss, key in (("as it is", "accuracy"), ("re-estimated", "refitted_accuracy")):
+        for name in surveyed["quantizers"]:
+            rows = [
+                {"kurtosis": layer["kurtosis"], **layer["quantizers"][name]}
+                for layer in surveyed["layers"]
+            ]
+            if key in rows[0]:
+                lost = [base - row[key] for row in rows]
+                of = {p: _spearman(s, p, rows, lost) for p, s in PREDICTORS.items()}
+                found.append({"quantizer": name, "loss": loss, "layers": len(rows), **of})
+    return found
 
 
-def _correlated(rows):
+def _spearman(sign, predictor, rows, lost):
     from scipy.stats import spearmanr
 
-    found = {"pairs": len(rows)}
-    for predictor, sign in PREDICTORS.items():
-        pairs = [
-            (sign * values[predictor], loss)
-            for loss, values in rows
-            if values[predictor] is not None and math.isfinite(values[predictor])
-        ]
-        varies = len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs, strict=True))
-        found[predictor] = float(spearmanr(*zip(*pairs, strict=True))[0]) if varies else None
-    return found
+    pairs = [(row[predictor], loss) for row, loss in zip(rows, lost, strict=True)]
+    pairs = [(sign * v, loss) for v, loss in pairs if v is not None and math.isfinite(v)]
+    if len(pairs) < 3 or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
+        return None
+    return [float(value) for value in spearmanr(pairs)]
 
 
 # --- The model that a plan describes ----------------------------------------------------------

@@ -308,13 +308,9 @@ class Scores:
         self._run = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
         self._refit = tf.function(self._run_and_refit)
 
-    def accuracy(self, eager=False):
-        """Share of labels that have the highest score.
-
-        Where a layer's call was replaced, only an `eager` run sees it.
-        """
-        run = (lambda x: self.model(x, training=False)) if eager else self._run
-        right = 0
+    def accuracy(self, run=None):
+        """Share of labels that have the highest score; `run` computes the scores of a batch."""
+        run, right = run or self._run, 0
         for start in range(0, len(self.x), self.batch):
             part = slice(start, start + self.batch)
             scores = run(tf.convert_to_tensor(self.x[part])).numpy()
@@ -353,11 +349,22 @@ class Scores:
                     found["refitted_accuracy"] = self.accuracy()
         return found
 
-    def of_inputs(self, site, kind, scale):
-        """Accuracy with one layer's inputs quantized at a fixed scale."""
-        quantizer = KINDS[kind](scale=scale)
-        with walk.inputs_changed(site.layer, lambda x: quantizer(tf.convert_to_tensor(x))):
-            return self.accuracy(eager=True)
+    def of_inputs(self, site, scales):
+        """Accuracies with one layer's inputs quantized, by kind; `scales` has a scale of each."""
+        quantizers = [KINDS[kind](scale=scale) for kind, scale in scales.items()]
+
+        # One graph for all kinds: to build a graph takes longer than to run it.
+        @functools.partial(tf.function, reduce_retracing=True)
+        def run(x, which):
+            def change(inputs):
+                inputs = tf.convert_to_tensor(inputs)
+                return tf.switch_case(which, [functools.partial(q, inputs) for q in quantizers])
+
+            with walk.inputs_changed(site.layer, change):
+                return self.model(x, training=False)
+
+        runs = (functools.partial(run, which=tf.constant(k)) for k in range(len(quantizers)))
+        return {kind: self.accuracy(run) for kind, run in zip(scales, runs, strict=True)}
 
 
 def _take_statistics(norm, x):

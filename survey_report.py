@@ -56,7 +56,8 @@ def tables(surveyed):
         rows = [(layer["name"], layer["inputs"].get(kind, {})) for layer in layers]
         remark = "One scale for all inputs of the layer."
         found.append((f"Inputs: {kind}", remark, *_table(rows, INPUT_COLUMNS)))
-    found += _correlation_tables(surveyed)
+    if surveyed.get("correlations"):
+        found.append(_correlation_table(surveyed["correlations"]))
     reasons = [(name, "the layer", why) for name, why in surveyed["left_out"].items()]
     reasons += [
         (layer["name"], what, why) for layer in layers for what, why in layer["left_out"].items()
@@ -97,20 +98,18 @@ def _chosen(plan):
     return plan["quantizers"].items()
 
 
-def _correlation_tables(surveyed):
-    for loss, by_name in surveyed.get("correlations", {}).items():
-        names = [key for key in next(iter(by_name.values())) if key != "pairs"]
-        rows = [
-            (name, values["pairs"], *(_shown("{:+.2f}", values[key]) for key in names))
-            for name, values in by_name.items()
-        ]
-        with_norm = " with batch norm re-estimated" if loss == "refitted" else ""
-        yield (
-            f"Spearman's ρ with the accuracy lost{with_norm}",
-            "Positive where more harm is predicted and more is lost.",
-            ("quantizer", "pairs", *names),
-            rows,
+def _correlation_table(found):
+    names = [key for key in found[0] if key not in ("quantizer", "loss", "layers")]
+    rows = [
+        (
+            *(row[key] for key in ("quantizer", "loss", "layers")),
+            *("–" if row[key] is None else "{:+.2f} (p {:.2g})".format(*row[key]) for key in names),
         )
+        for row in found
+    ]
+    remark = "Positive where more harm is predicted and more is lost."
+    head = ("quantizer", "batch norm", "layers", *names)
+    return "Spearman's ρ with the accuracy lost", remark, head, rows
 
 
 def summary(surveyed):

@@ -442,12 +442,18 @@ def test_rank_correlations():
         return {"quantizers": {"sign": {**values, "accuracy": accuracy}}, "kurtosis": kurtosis}
 
     made = [layer(0.9, 0.88, 3.0), layer(0.8, 0.8, 2.0), layer(0.7, 0.5, 1.0), layer(0.6, 0.4, 0.0)]
-    found = survey.rank_correlations({"accuracy": 0.9, "quantizers": ["sign"], "layers": made})
-    values = found["loss"]["sign"]
-    assert values["pairs"] == 4
-    assert values["predicted_r"] == values["sqnr_db"] == pytest.approx(1)
-    assert values["kurtosis"] == pytest.approx(-1)
+    surveyed = {"accuracy": 0.9, "quantizers": ["sign"], "layers": made}
+    (values,) = survey.rank_correlations(surveyed)
+    assert (values["layers"], values["loss"]) == (4, "as it is")
+    assert values["predicted_r"] == values["sqnr_db"] == pytest.approx([1, 0])
+    assert values["kurtosis"] == pytest.approx([-1, 0])
     assert values["angle_deg"] is None
+    # Of a quantizer that leaves nothing of a layer, that layer does not count.
+    made[3]["quantizers"]["sign"]["r"] = None
+    made[2]["quantizers"]["sign"]["r"] = 0.85
+    (values,) = survey.rank_correlations(surveyed)
+    assert values["r"][0] == pytest.approx(0.5)
+    assert values["r"][1] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="labels"):
         survey.rank_correlations({"accuracy": None})
 
