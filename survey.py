@@ -120,7 +120,8 @@ def _checked(x):
     require(x.ndim >= 1 and len(x), "there are no data")
     numeric = np.issubdtype(x.dtype, np.number) or x.dtype == bool
     require(numeric, f"data must be numbers, not {x.dtype}")
-    require(np.isfinite(x).all(), "the data hold NaN or infinity")
+    floats = np.issubdtype(x.dtype, np.inexact)
+    require(not floats or np.isfinite(x).all(), "the data hold NaN or infinity")
     return x.astype(np.float32) if x.dtype in (np.float64, bool) else x
 
 

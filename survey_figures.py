@@ -8,8 +8,6 @@ from plotting import COLORS, MARKERS, THEORY
 
 # As many bars stand side by side.
 SHOWN = ("sign", "ternary", "lloyd_max_2", "uniform_4", "uniform_8")
-# Layers beyond that would be too narrow to read.
-WIDEST = 60
 
 
 def shown(names):
@@ -22,12 +20,16 @@ def _column(layers, name, key):
     return np.array([np.nan if value is None else value for value in values], float)
 
 
-def _lowest(layers, names):
-    columns = [_column(layers, name, key) for name in names for key in ("r", "predicted_r")]
-    return np.append(np.concatenate(columns), 1.0)
+def _rows(layers, bars):
+    """A figure whose rows are layers, from top to bottom, with so many bars in each."""
+    height = 0.9 + len(layers) * (0.12 * bars + 0.12)
+    figure, axis = plt.subplots(figsize=(7, height), layout="constrained")
+    axis.set_yticks(range(len(layers)), [layer["name"] for layer in layers], fontsize=7)
+    axis.set_ylim(len(layers) - 0.5, -0.5)
+    return figure, axis
 
 
-def plot_layers(layers, names, key, label, theory=None, theory_label=None):
+def plot_layers(layers, names, key, label, of=lambda v: v, log=False, theory=None, marks=None):
     """Bars of one quantity per layer and quantizer, with a mark where theory puts them.
 
     Parameters
@@ -38,25 +40,39 @@ def plot_layers(layers, names, key, label, theory=None, theory_label=None):
         Quantizers.
     key, label : str
         The quantity, and the axis' label.
-    theory, theory_label : str, optional
-        The quantity that is drawn as a mark.
+    of : callable
+        What is drawn of the quantity.
+    log : bool
+    theory, marks : str, optional
+        The quantity that is drawn as a mark, and what the legend says of it.
     """
-    layers = layers[:WIDEST]
+    figure, axis = _rows(layers, len(names))
     width = 0.8 / len(names)
-    figure, axis = plt.subplots(figsize=(max(6, 0.9 + 0.16 * len(layers) * len(names)), 3.2))
-    place = np.arange(len(layers))
     for number, name in enumerate(names):
-        at = place + (number - (len(names) - 1) / 2) * width
+        at = np.arange(len(layers)) + (number - (len(names) - 1) / 2) * width
         color = COLORS[number % len(COLORS)]
-        axis.bar(at, _column(layers, name, key), 0.9 * width, color=color, label=name)
+        axis.barh(at, of(_column(layers, name, key)), 0.9 * width, color=color, label=name)
         if theory:
-            mark = {"label": theory_label} if not number else {}
-            axis.plot(at, _column(layers, name, theory), "_", color="black", **mark)
-    axis.set_xticks(place, [layer["name"] for layer in layers], rotation=60, ha="right", fontsize=7)
-    axis.set_ylabel(label)
-    if key == "r":  # Where all are close to 1, a bar from 0 would hide the differences.
-        axis.set_ylim(bottom=max(0, np.nanmin(_lowest(layers, names)) - 0.05))
+            mark = {"label": marks} if not number else {}
+            axis.plot(of(_column(layers, name, theory)), at, "|", color="black", **mark)
+    if log:
+        axis.set_xscale("log")
+    axis.set_xlabel(label)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def plot_plan(layers, plan):
+    """Bits of each layer under the plan of survey.json."""
+    figure, axis = _rows(layers, 1)
+    for place, layer in enumerate(layers):
+        name, bits = plan["quantizers"][layer["name"]], plan["bits"][layer["name"]]
+        axis.barh(place, bits, color=COLORS[0] if name else COLORS[7])
+        axis.text(bits, place, f" {name or 'float32'}", va="center", fontsize=7)
+    axis.set_xscale("symlog", base=2, linthresh=1)
+    axis.set_xlim(0, 100)
+    axis.set_xticks([1, 2, 3, 4, 8, 32], ["1", "2", "3", "4", "8", "32"])
+    axis.set_xlabel("bits per weight")
     return figure
 
 
@@ -69,18 +85,18 @@ def plot_curve(curve, plan, key):
         Of survey.json.
     key : {'accuracy', 'refitted_accuracy'}
     """
-    figure, axis = plt.subplots(figsize=(5.6, 3.6))
-    orders = (order for order in ("predicted", "measured") if order in curve)
-    for number, order in enumerate(orders):
-        points = [(point["bytes"] / 1e3, 100 * point[key]) for point in curve[order]]
-        label = f"{curve['quantizer']}, layers in {order} order"
+    figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
+
+    def line(points, *style, **options):
+        pairs = [(point["bytes"] / 1e3, 100 * point[key]) for point in points]
+        axis.plot(*zip(*pairs, strict=True), *style, **options)
+
+    for number, order in enumerate(order for order in ("predicted", "measured") if order in curve):
         style = {"color": COLORS[number], "marker": MARKERS[number], "markersize": 3}
-        axis.plot(*zip(*points, strict=True), label=label, **style)
-    points = [(point["bytes"] / 1e3, 100 * point[key]) for point in plan["tried"]]
-    if points:
-        axis.plot(*zip(*points, strict=True), ":", color=COLORS[2], label="mixed, one limit on r")
-    chosen = plan["bytes"] / 1e3, 100 * plan[key]
-    axis.plot(*chosen, "*", color=COLORS[5], markersize=12, label="plan")
+        line(curve[order], label=f"{curve['quantizer']}, layers in {order} order", **style)
+    if plan["tried"]:
+        line(plan["tried"], ":", color=COLORS[2], label="mixed, one limit on predicted r")
+    line([plan], "*", color=COLORS[5], markersize=12, label="plan")
     axis.axhline(100 * plan["float_accuracy"], **THEORY, linestyle="--", label="float32")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -92,42 +108,29 @@ def plot_curve(curve, plan, key):
     return figure
 
 
-def plot_plan(layers, plan, bits):
-    """Bits of each layer under the plan.
+def plot_harm(surveys, names, key="accuracy"):
+    """Accuracy that is lost against 1 − r as predicted, a point per layer and quantizer.
 
     Parameters
     ----------
-    layers, plan
-        Of survey.json.
-    bits : callable
-        Bits per weight of a quantizer's name, or None.
+    surveys : list of dict
+        One panel for each survey.json.
+    names : sequence of str
+    key : {'accuracy', 'refitted_accuracy'}
     """
-    layers = layers[:WIDEST]
-    figure, axis = plt.subplots(figsize=(max(6, 0.9 + 0.3 * len(layers)), 2.8))
-    chosen = [plan["quantizers"][layer["name"]] for layer in layers]
-    heights = [bits(name) for name in chosen]
-    colors = [COLORS[7] if name is None else COLORS[0] for name in chosen]
-    axis.bar(range(len(layers)), heights, color=colors)
-    for place, (height, name) in enumerate(zip(heights, chosen, strict=True)):
-        axis.text(place, height, name or "float32", ha="center", va="bottom", fontsize=6)
-    names = [layer["name"] for layer in layers]
-    axis.set_xticks(range(len(layers)), names, rotation=60, ha="right", fontsize=7)
-    axis.set_yscale("symlog", base=2, linthresh=1)
-    axis.set_yticks([1, 2, 4, 8, 32], ["1", "2", "4", "8", "32"])
-    axis.set_ylabel("bits per weight")
-    return figure
-
-
-def plot_harm(surveyed, names):
-    """Accuracy that is lost against 1 − r as predicted, a point per layer and quantizer."""
-    figure, axis = plt.subplots(figsize=(5, 3.6))
-    for number, name in enumerate(names):
-        harm = np.maximum(1 - _column(surveyed["layers"], name, "predicted_r"), 1e-7)
-        lost = 100 * (surveyed["accuracy"] - _column(surveyed["layers"], name, "accuracy"))
-        style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number]}
-        axis.plot(harm, lost, linestyle="", label=name, **style)
-    axis.set_xscale("log")
-    axis.set_xlabel("1 − predicted r")
-    axis.set_ylabel("points of accuracy lost")
-    axis.legend(fontsize=7)
+    size = (1 + 3.2 * len(surveys), 3.4)
+    figure, axes = plt.subplots(1, len(surveys), figsize=size, squeeze=False, layout="constrained")
+    for axis, surveyed in zip(axes[0], surveys, strict=True):
+        layers = surveyed["layers"]
+        for number, name in enumerate(names):
+            harm = np.maximum(1 - _column(layers, name, "predicted_r"), 1e-7)
+            of = key if key in layers[0]["quantizers"][name] else "accuracy"
+            lost = 100 * (surveyed["accuracy"] - _column(layers, name, of))
+            style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number]}
+            axis.plot(harm, lost, linestyle="", markersize=4, label=name, **style)
+        axis.set_xscale("log")
+        axis.set_xlabel("1 − predicted r")
+        axis.set_title(surveyed["model"] if len(surveys) > 1 else "")
+    axes[0, 0].set_ylabel("points of accuracy lost")
+    axes[0, 0].legend(fontsize=7)
     return figure

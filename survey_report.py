@@ -145,19 +145,23 @@ def markdown(surveyed):
 def figures(surveyed):
     """Titles and figures of a survey."""
     layers, names = surveyed["layers"], shown(surveyed["quantizers"])
-    angles = ("angle_deg", "angle(w, w quantized), degrees", "theory_deg", "Gaussian theory")
-    yield "Angles of the weights", plot_layers(layers, names, *angles)
-    r = ("r", "r of dot products", "predicted_r", "predicted from the covariance")
-    yield "Correlation of the dot products", plot_layers(layers, names, *r)
+    angle = ("angle_deg", "angle between weights and quantized weights, degrees")
+    marked = {"theory": "theory_deg", "marks": "Gaussian theory"}
+    yield "Angles of the weights", plot_layers(layers, names, *angle, **marked)
+    r, marked = ("r", "1 − r of dot products"), {"theory": "predicted_r", "marks": "predicted"}
+    one_minus = {"of": lambda r: 1 - r, "log": True}
+    yield "Dot products", plot_layers(layers, names, *r, **one_minus, **marked)
     if surveyed["accuracy"] is None:
         return
-    accuracy = ("accuracy", "accuracy, this layer alone quantized")
-    yield "Accuracy", plot_layers(layers, names, *accuracy)
-    yield "Predicted and measured harm", plot_harm(surveyed, names)
     plan = surveyed["plan"]
     key = "refitted_accuracy" if "refitted_accuracy" in plan else "accuracy"
+    lost = {"of": lambda accuracy: 100 * (surveyed["accuracy"] - accuracy)}
+    loss = (key, "points of accuracy lost, this layer alone quantized")
+    yield "Accuracy", plot_layers(layers, names, *loss, **lost)
+    yield "Predicted and measured harm", plot_harm([surveyed], names, key)
     yield "Accuracy against bytes", plot_curve(surveyed["curve"], plan, key)
-    yield "The plan", plot_plan(layers, plan, bits_of)
+    bits = {name: bits_of(chosen) for name, chosen in plan["quantizers"].items()}
+    yield "The plan", plot_plan(layers, {**plan, "bits": bits})
 
 
 def _inline(figure):
