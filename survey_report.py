@@ -25,6 +25,13 @@ COLUMNS = (
     ("accuracy", "accuracy", "{:.2%}"),
     ("batch norm re-estimated", "refitted_accuracy", "{:.2%}"),
 )
+PREDICTORS = {
+    "predicted_r": "predicted r",
+    "r": "r",
+    "angle_deg": "angle (cosine)",
+    "sqnr_db": "SQNR",
+    "kurtosis": "κ",
+}
 INPUT_COLUMNS = (
     *(column for column in COLUMNS if column[1] in ("angle_deg", "theory_deg", "sqnr_db", "r")),
     ("accuracy", "accuracy", "{:.2%}"),
@@ -57,7 +64,9 @@ def tables(surveyed):
         remark = "One scale for all inputs of the layer."
         found.append((f"Inputs: {kind}", remark, *_table(rows, INPUT_COLUMNS)))
     if surveyed.get("correlations"):
-        found.append(_correlation_table(surveyed["correlations"]))
+        remark = "Positive where more harm is predicted and more is lost."
+        table = correlation_table(surveyed["correlations"])
+        found.append(("Spearman's ρ with the accuracy lost", remark, *table))
     reasons = [(name, "the layer", why) for name, why in surveyed["left_out"].items()]
     reasons += [
         (layer["name"], what, why) for layer in layers for what, why in layer["left_out"].items()
@@ -98,18 +107,17 @@ def _chosen(plan):
     return plan["quantizers"].items()
 
 
-def _correlation_table(found):
-    names = [key for key in found[0] if key not in ("quantizer", "loss", "layers")]
-    rows = [
-        (
-            *(row[key] for key in ("quantizer", "loss", "layers")),
-            *("–" if row[key] is None else "{:+.2f} (p {:.2g})".format(*row[key]) for key in names),
-        )
-        for row in found
+def correlation_table(rows):
+    """Head and rows of what `survey.rank_correlations` returns."""
+    shown = [
+        (row["quantizer"], row["loss"], row["layers"], *(_rho(row[key]) for key in PREDICTORS))
+        for row in rows
     ]
-    remark = "Positive where more harm is predicted and more is lost."
-    head = ("quantizer", "batch norm", "layers", *names)
-    return "Spearman's ρ with the accuracy lost", remark, head, rows
+    return ("quantizer", "batch norm", "layers", *PREDICTORS.values()), shown
+
+
+def _rho(found):
+    return "–" if found is None else "{:+.2f} (p {:.2g})".format(*found)
 
 
 def summary(surveyed):
@@ -134,9 +142,14 @@ def markdown(surveyed):
     for title, remark, head, rows in tables(surveyed):
         lines += [f"## {title}", ""]
         lines += [remark, ""] if remark else []
-        escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-        lines += [tabulate(escaped, head, "github", disable_numparse=True, stralign=None), ""]
+        lines += [grid(head, rows), ""]
     return "\n".join(lines)
+
+
+def grid(head, rows):
+    """A table in Markdown."""
+    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return tabulate(escaped, head, "github", disable_numparse=True, stralign=None)
 
 
 # --- HTML -------------------------------------------------------------------------------------
