@@ -60,50 +60,36 @@ def survey(model, x, y=None, quantizers=None, lose=LOSE, progress=False):
     """
     import survey_inputs
     import survey_measure
-    import walk
-    from survey_plan import Planner, coarsest, orders
+    from survey_plan import Planner
 
     started = time.perf_counter()
-    names = list(survey_measure.NAMES if quantizers is None else quantizers)
-    for name in names:
-        survey_measure.quantizer_named(name)
-    require(names, "name at least one quantizer")
+    names = survey_measure.known(quantizers)
     require(lose >= 0, f"the points to lose must be at least 0, not {lose}")
-    x = _checked(x)
-    found, batch = survey_inputs.sites(model, x)
-    left_out = walk.unknown_layers(model)
-    for site in found:
-        if site.quantized:
-            left_out[site.name] = "it quantizes its weights itself"
-    unused = set(walk.kernels(model)) - {site.name for site in found}
-    left_out |= dict.fromkeys(sorted(unused), "it is not used on these data")
-    found = [site for site in found if not site.quantized]
-    require(found, "the model has no layer whose weights can be quantized")
+    sites, left_out, batch = survey_inputs.sites(model, x := _checked(x))
     scores = None if y is None else survey_measure.Scores(model, x, y, batch)
     forward = _forward_seconds(model, x, batch)
-    layers = []
-    for site in survey_inputs.collected(model, x, found, batch, progress):
-        layers.append(_geometry(site, names, survey_measure))
+    layers = [
+        survey_measure.geometry_of(site, names)
+        for site in survey_inputs.collected(model, x, sites, batch, progress)
+    ]
+    planner = Planner(scores, sites, layers, names, progress)
     result = {
         "model": model.name,
         "images": len(x),
         "quantizers": names,
         "layers": layers,
         "left_out": left_out,
+        "accuracy": None,
+        "curve": None,
+        "plan": None,
     }
     if scores is None:
-        result |= {"accuracy": None, "order": orders(layers, coarsest(names))}
-        result |= {"curve": None, "plan": None, "why_no_accuracy": "there are no labels"}
+        result |= {"order": planner.orders(), "why_no_accuracy": "there are no labels"}
     else:
+        scores.add_accuracies(sites, layers, names, progress)
         result["accuracy"] = scores.accuracy()
-        _accuracies(scores, found, layers, names, progress)
-        planner = Planner(scores, found, layers, names, progress)
-        first = coarsest(names)
-        result["order"] = orders(layers, first)
-        result["curve"] = {
-            "quantizer": first,
-            **{key: planner.curve(order, first) for key, order in result["order"].items()},
-        }
+        result["order"] = planner.orders()
+        result["curve"] = planner.curves(result["order"])
         result["plan"] = planner.plan(lose)
         result["correlations"] = rank_correlations(plain(result))
     result["cost"] = {
@@ -132,47 +118,6 @@ def _forward_seconds(model, x, batch):
     for start in range(0, len(x), batch):
         model(x[start : start + batch], training=False)
     return time.perf_counter() - started
-
-
-def _geometry(site, names, measure):
-    """Everything about one layer that needs no labels."""
-    import geometry
-
-    inputs, left_out = measure.inputs_of(site, names)
-    wc = np.asarray(site.kernel.columns(), np.float32)
-    kurtosis = geometry.unit_kurtosis(wc)
-    return {
-        "name": site.name,
-        "type": type(site.layer).__name__,
-        "fan_in": site.fan_in,
-        "units": site.units,
-        "weights": site.fan_in * site.units,
-        "patches": len(site.patches),
-        "kurtosis": float(np.nanmean(kurtosis)) if np.isfinite(kurtosis).any() else math.nan,
-        "first_axis": measure.first_axis(site),
-        "quantizers": measure.weights_of(site, names),
-        "inputs": inputs,
-        "left_out": {f"inputs, {kind}": why for kind, why in left_out.items()},
-    }
-
-
-def _accuracies(scores, found, layers, names, progress):
-    """Add to each layer the accuracies with that layer alone quantized."""
-    from tqdm import tqdm
-
-    from survey_measure import inputs_obstacle
-
-    pairs = list(zip(found, layers, strict=True))
-    for site, layer in tqdm(pairs, desc="accuracy", unit="layer", disable=not progress):
-        for name in names:
-            layer["quantizers"][name] |= scores.of_weights(site, name)
-        why = inputs_obstacle(site)
-        if layer["inputs"] and why:
-            layer["left_out"]["accuracy with quantized inputs"] = why
-        elif layer["inputs"]:
-            scales = {kind: values["scale"] for kind, values in layer["inputs"].items()}
-            for kind, accuracy in scores.of_inputs(site, scales).items():
-                layer["inputs"][kind]["accuracy"] = accuracy
 
 
 def _peak_memory_mb():
@@ -247,32 +192,7 @@ def _spearman(sign, predictor, rows, lost):
 
 
 def apply(model, plan, x=None):
-    """A copy of a model that is quantized as a plan says.
-
-    Dense becomes `QuantDense` and Conv2D `QuantConv2D`, with the quantizer in place and the float
-    weights as latent weights: these can be fine-tuned. Layers of other types get quantized weights
-    written in.
-
-    Parameters
-    ----------
-    model : keras.Model
-        The one that was surveyed.
-    plan : dict
-        A survey's 'plan', or a dict of quantizers by layer.
-    x : ndarray, optional
-        Images on which batch norm's statistics are re-estimated, as they were when the plan's
-        accuracy was measured. A model that is not functional needs some to be copied.
-
-    Returns
-    -------
-    keras.Model
-        Keras saves it and `checkpoint.open_model` opens it.
-
-    Raises
-    ------
-    ValueError
-        If the plan names a layer that the model lacks, or the model cannot be copied.
-    """
+    """A copy of a model that is quantized as a plan says; see `survey_plan.apply`."""
     import survey_plan
 
     return survey_plan.apply(model, plan, x)

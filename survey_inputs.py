@@ -4,6 +4,7 @@ A patch is what one unit multiplies: a row of a dense layer's inputs, what lies 
 draw depends on the number of images, not on the batches in which they come.
 """
 
+import functools
 import re
 from dataclasses import dataclass, field
 
@@ -44,8 +45,6 @@ class Site:
         Products of a unit per image and visit.
     scales : bool
         Do its inputs grow with the number of images?
-    quantized : bool
-        Does the layer quantize its own weights?
     patches : ndarray, shape (rows, groups, fan_in)
     mask : ndarray of bool, shape (rows, taps)
         Which positions under the kernel lie inside of the image, and are no zero padding.
@@ -61,7 +60,6 @@ class Site:
     visits: int
     positions: int
     scales: bool
-    quantized: bool
     patches: np.ndarray = field(default=None, repr=False)
     mask: np.ndarray = field(default=None, repr=False)
     images: np.ndarray = field(default=None, repr=False)
@@ -100,56 +98,57 @@ class Site:
 
 
 def sites(model, x):
-    """The products of a model as `Site`s without patches, in the order in which they are formed.
+    """Where a model forms products whose weights can be quantized.
 
     Returns
     -------
     list of Site
+        Without patches, in the order in which they are formed.
+    left_out : dict
+        Why the other layers that own a kernel are not among them, by name.
     batch : int
         How many images may go through the model at once.
 
     Raises
     ------
     ValueError
-        If the data do not fit the model.
+        If the data do not fit the model, or it has no such layer.
     """
-    kernels = walk.kernels(model) if model.built else {}
-    shapes, first, floats = ({}, {}), {}, 0
+    first, leading, floats = {}, ({}, {}), 0
 
-    def look(found):
-        def visitor(product):
-            nonlocal floats
-            found.setdefault(product.name, []).append(_leading(product))
-            floats += int(tf.size(product.inputs)) + found[product.name][-1][2]
-            first.setdefault(product.name, product)
+    def look(found, product):
+        nonlocal floats
+        count, positions = _leading(product)
+        found.setdefault(product.name, []).append((count, positions))
+        floats += int(tf.size(product.inputs)) + count * positions * product.kernel.shape[-1]
+        first.setdefault(product.name, product)
 
-        return visitor
-
-    for found, count in zip(shapes, (1, min(2, len(x))), strict=True):
+    for found, images in zip(leading, (1, min(2, len(x))), strict=True):
         floats = 0
-        fitted(walk.visit, model, x[:count], look(found), known_only=True)
-    kernels = kernels or walk.kernels(model)
-    made = []
+        take = functools.partial(look, found)
+        fitted(walk.visit, model, x[:images], take, known_only=True)
+    kernels, left_out, made = walk.kernels(model), walk.unknown_layers(model), []
     for name, product in first.items():
-        (one, positions, _), (two, *_) = shapes[0][name][0], shapes[1][name][0]
-        scales = len(x) == 1 or two == 2 * one
-        layer, kernel = kernels[name]
+        if product.kernel_quantizer is not None:
+            left_out[name] = "it quantizes its weights itself"
+            continue
+        (one, positions), (two, _) = leading[0][name][0], leading[1][name][0]
         units = product.kernel.shape[-1]
-        fan_in = int(tf.size(product.kernel)) // units
         made.append(
             Site(
                 name,
-                layer,
-                kernel,
-                fan_in,
-                units,
-                visits=len(shapes[0][name]),
+                *kernels[name],
+                fan_in=int(tf.size(product.kernel)) // units,
+                units=units,
+                visits=len(leading[0][name]),
                 positions=one * positions,
-                scales=scales,
-                quantized=product.kernel_quantizer is not None,
+                scales=len(x) == 1 or two == 2 * one,
             )
         )
-    return made, max(1, min(LARGEST_BATCH, 2 * BATCH_FLOATS // max(floats, 1)))
+    unused = sorted(set(kernels) - set(first))
+    left_out |= dict.fromkeys(unused, "it is not used on these data")
+    require(made, "the model has no layer whose weights can be quantized")
+    return made, left_out, max(1, min(LARGEST_BATCH, 2 * BATCH_FLOATS // max(floats, 1)))
 
 
 def fitted(run, model, x, *args, **kwargs):
@@ -166,12 +165,10 @@ def fitted(run, model, x, *args, **kwargs):
 
 
 def _leading(product):
-    """Images, positions of each and number of outputs."""
+    """Images, and positions of each."""
     count, *sizes = product.inputs.shape[:-1]
-    taps = _taps(product)
-    places = [len(index) for index in taps] if taps else sizes
-    positions = int(np.prod(places, dtype=np.int64))
-    return count, positions, count * positions * product.kernel.shape[-1]
+    places = [len(index) for index in _taps(product)] or sizes
+    return count, int(np.prod(places, dtype=np.int64))
 
 
 # --- Patches ----------------------------------------------------------------------------------

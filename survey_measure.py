@@ -20,6 +20,7 @@ import tensorflow as tf
 from scipy.optimize import brentq
 from scipy.sparse.linalg import eigsh
 from scipy.stats import norm
+from tqdm import tqdm
 
 # Images on which batch norm's statistics are re-estimated.
 REFIT_IMAGES = 500
@@ -47,6 +48,15 @@ def quantizer_named(name):
     kind = name.removesuffix(TENSOR)
     require(kind in KINDS, f"there is no quantizer {name!r}; known are {', '.join(NAMES)}")
     return KINDS[kind](per_unit=not name.endswith(TENSOR))
+
+
+def known(names):
+    """`names` as a list, or all; ValueError if it is empty or one of them is no quantizer."""
+    names = list(NAMES if names is None else names)
+    require(names, "name at least one quantizer")
+    for name in names:
+        quantizer_named(name)
+    return names
 
 
 def packed_bytes(site, quantizer):
@@ -148,6 +158,25 @@ def _largest(matrix, start):
     if len(matrix) <= 64:
         return np.linalg.eigvalsh(matrix)[-1]
     return eigsh(matrix, 1, v0=start, return_eigenvectors=False, tol=1e-6)[0]
+
+
+def geometry_of(site, names):
+    """Everything about one layer that needs no labels: its entry in survey.json."""
+    inputs, left_out = inputs_of(site, names)
+    kurtosis = geometry.unit_kurtosis(site.rows_of(site.kernel.columns()).T)
+    return {
+        "name": site.name,
+        "type": type(site.layer).__name__,
+        "fan_in": site.fan_in,
+        "units": site.units,
+        "weights": site.fan_in * site.units,
+        "patches": len(site.patches),
+        "kurtosis": _mean(kurtosis),
+        "first_axis": first_axis(site),
+        "quantizers": weights_of(site, names),
+        "inputs": inputs,
+        "left_out": {f"inputs, {kind}": why for kind, why in left_out.items()},
+    }
 
 
 def weights_of(site, names):
@@ -336,12 +365,22 @@ class Scores:
                 stack.enter_context(walk.inputs_changed(norm, take))
             self.model(x, training=False)
 
-    def of_weights(self, site, name):
-        """Accuracy with one layer's weights quantized: as it is, and with batch norm refitted."""
-        return self.of_plan([site], [name])
+    def add_accuracies(self, sites, layers, names, progress=False):
+        """Add to the entries of survey.json the accuracies with that layer alone quantized."""
+        pairs = list(zip(sites, layers, strict=True))
+        for site, layer in tqdm(pairs, desc="accuracy", unit="layer", disable=not progress):
+            for name in names:
+                layer["quantizers"][name] |= self.of_plan([site], [name])
+            why = inputs_obstacle(site)
+            if layer["inputs"] and why:
+                layer["left_out"]["accuracy with quantized inputs"] = why
+            elif layer["inputs"]:
+                scales = {kind: values["scale"] for kind, values in layer["inputs"].items()}
+                for kind, accuracy in self.of_inputs(site, scales).items():
+                    layer["inputs"][kind]["accuracy"] = accuracy
 
     def of_plan(self, sites, names):
-        """Accuracy with the weights of several layers quantized, as a dict."""
+        """Accuracy with the weights of `sites` quantized; also with batch norm refitted, if any."""
         with quantized_weights(sites, names):
             found = {"accuracy": self.accuracy()}
             if self.norms:

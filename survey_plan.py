@@ -27,19 +27,6 @@ def best(accuracies):
     return accuracies.get("refitted_accuracy", accuracies["accuracy"])
 
 
-def coarsest(names):
-    """The quantizer of fewest levels: in its order the layers are quantized."""
-    return min(names, key=lambda name: (quantizer_named(name).levels, name.endswith(TENSOR)))
-
-
-def orders(layers, name):
-    """Names of the layers from least harm to most: predicted and, with labels, measured."""
-    found = {"predicted": sorted(layers, key=lambda layer: harm(layer, name))}
-    if all("accuracy" in layer["quantizers"][name] for layer in layers):
-        found["measured"] = sorted(layers, key=lambda layer: -best(layer["quantizers"][name]))
-    return {key: [layer["name"] for layer in order] for key, order in found.items()}
-
-
 class Planner:
     """Accuracies and bytes of a model some of whose layers are quantized.
 
@@ -57,10 +44,20 @@ class Planner:
     def __init__(self, scores, sites, layers, names, progress=False):
         self.scores, self.layers, self.progress = scores, layers, progress
         self.sites = {site.name: site for site in sites}
+        # The fewest levels: in this quantizer's order of harm the layers are quantized.
+        self.first = min(names, key=lambda n: (quantizer_named(n).levels, n.endswith(TENSOR)))
         # Of two equal choices the one with a scale per unit is never worse.
-        per_unit = [name for name in names if not name.endswith(TENSOR)]
-        self.names = per_unit or list(names)
-        self.float_bytes = 4 * scores.model.count_params()
+        self.names = [name for name in names if not name.endswith(TENSOR)] or list(names)
+
+    def orders(self):
+        """Names of the layers from least harm to most: predicted and, with labels, measured."""
+        harms = {"predicted": lambda layer: harm(layer, self.first)}
+        if self.scores is not None:
+            harms["measured"] = lambda layer: -best(layer["quantizers"][self.first])
+        return {
+            key: [layer["name"] for layer in sorted(self.layers, key=of)]
+            for key, of in harms.items()
+        }
 
     def point(self, chosen):
         """Bytes and accuracies with the quantizers `chosen`, a dict by layer."""
@@ -74,15 +71,17 @@ class Planner:
             packed_bytes(self.sites[name], None)
             - packed_bytes(self.sites[name], quantizer_named(quantizer))
             for name, quantizer in chosen.items()
-            if quantizer
         )
-        return self.float_bytes - sum(saved)
+        return 4 * self.scores.model.count_params() - sum(saved)
 
-    def curve(self, order, name):
-        """A point after each layer that is quantized with `name`, in this order."""
+    def curves(self, orders):
+        """For each of the `orders` a point after each layer that is quantized."""
+        return {"quantizer": self.first, **{key: self._curve(o) for key, o in orders.items()}}
+
+    def _curve(self, order):
         chosen, points = {}, [{"layer": None, **self.point({})}]
         for layer in tqdm(order, desc="curve", unit="layer", disable=not self.progress):
-            chosen[layer] = name
+            chosen[layer] = self.first
             points.append({"layer": layer, **self.point(chosen)})
         return points
 
@@ -126,7 +125,7 @@ class Planner:
             "lose": lose,
             "limit": limits[low] if low >= 0 else 0.0,
             "float_accuracy": base["accuracy"],
-            "float_bytes": self.float_bytes,
+            "float_bytes": self.bytes_of({}),
             **found,
             "quantizers": chosen,
             "tried": sorted(tried, key=lambda point: point["limit"]),
@@ -144,7 +143,32 @@ _QUANTIZED = {
 
 
 def apply(model, plan, x=None):
-    """A copy of a model that is quantized as a plan says; see `survey.apply`."""
+    """A copy of a model that is quantized as a plan says.
+
+    Dense becomes `QuantDense` and Conv2D `QuantConv2D`, with the quantizer in place and the float
+    weights as latent weights: these can be fine-tuned. Layers of other types get quantized weights
+    written in.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The one that was surveyed.
+    plan : dict
+        A survey's 'plan', or a dict of quantizers by layer.
+    x : ndarray, optional
+        Images on which batch norm's statistics are re-estimated, as they were when the plan's
+        accuracy was measured. A model that is not functional needs some to be copied.
+
+    Returns
+    -------
+    keras.Model
+        Keras saves it and `checkpoint.open_model` opens it.
+
+    Raises
+    ------
+    ValueError
+        If the plan names a layer that the model lacks, or the model cannot be copied.
+    """
     chosen = {name: q for name, q in plan.get("quantizers", plan).items() if q}
     kernels = walk.kernels(model)
     unknown = [name for name in chosen if name not in kernels]
