@@ -595,9 +595,8 @@ class PixelSlices(keras.layers.Layer):
         shape = [-1, *x.shape[1:-1], x.shape[-1] * self.slices]
         return 2 * tf.cast(tf.reshape(above, shape), tf.float32) - 1
 
-    def compute_output_spec(self, inputs):
-        shape = (*inputs.shape[:-1], inputs.shape[-1] * self.slices)
-        return keras.KerasTensor(shape, "float32")
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], input_shape[-1] * self.slices)
 
     def get_config(self):
         return {**super().get_config(), "slices": self.slices}

@@ -31,12 +31,14 @@ def check(params, folder):
 
     Parameters
     ----------
-    params : NetworkParams
+    params : NetworkParams or None
+        None of a Keras model, which only its layers can tell of.
     folder : path-like
     """
     folder = Path(folder)
     try:
-        require_packable(params)
+        if params is not None:
+            require_packable(params)
     except ValueError as error:
         raise ValueError(str(error).replace("cannot pack", "cannot export")) from None
     require(str(folder) and not folder.is_file(), f"{folder} is a file: name a folder to export to")
@@ -51,8 +53,8 @@ def export(network, folder, about=None):
 
     Parameters
     ----------
-    network : BinaryNeuralNetwork
-        Binary or ternary.
+    network : BinaryNeuralNetwork or keras.Model
+        Binary or ternary; a Keras model is one that `packed.compile.compile_model` takes.
     folder : path-like
     about : dict, optional
         What the network is, text and numbers by name: data set, accuracy, checkpoint.
@@ -68,7 +70,7 @@ def export(network, folder, about=None):
         If the network cannot be exported, or `folder` holds something else than an export.
     """
     folder = Path(folder)
-    check(network.network_params, folder)
+    check(getattr(network, "network_params", None), folder)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=HALF_WRITTEN, dir=folder.absolute().parent))
     try:
@@ -98,11 +100,12 @@ def _write_all(network, folder, about):
     from export import c, keras_formats
     from packed.compile import compile_model
 
-    program = compile_model(network.model)
+    model = getattr(network, "model", network)
+    program = compile_model(model)
     about = {
-        "network": f"{network.network_params.kind}, {network.weight_count} weights",
+        "network": _description(program),
         **about,
-        "images": LAYOUT.format(*network.in_dim),
+        "images": LAYOUT.format(*program.in_dim),
         "program_sha256": _digest(program),
     }
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in about.items()]
@@ -112,13 +115,19 @@ def _write_all(network, folder, about):
     for name in made:
         path = folder / FORMATS[name][0]
         if name in keras_formats.KINDS:
-            keras_formats.write(network.model, name, path)
+            keras_formats.write(model, name, path)
         elif name == "QONNX":
             from export import qonnx
 
             path.write_bytes(qonnx.model_of(program, about).SerializeToString())
     write_json(folder / RECORD, {**about, "formats": {name: FORMATS[name][0] for name in made}})
     return made
+
+
+def _description(program):
+    products = [step for step in program.steps if hasattr(step, "weights")]
+    kind = "ternary" if any(step.ternary for step in products) else "binary"
+    return f"{kind}, {sum(step.weights.size for step in products)} weights"
 
 
 def _digest(program):

@@ -4,7 +4,6 @@ The C code counts the same whole numbers as `packed.run`, and its scores go thro
 operations of `Scores` one by one, so they are equal to those of the float network bit for bit.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ from packed.program import (
     EPSILON,
     NEVER,
     Levels,
-    PixelsProduct,
+    Logic,
     Pool,
     Product,
     Reshape,
     Scores,
+    Shortcut,
+    Slices,
     Threshold,
 )
 from utils import require
@@ -81,37 +82,45 @@ def _in_comment(line):
 
 @dataclass
 class _Stage:
-    """One call of a C function: a step, and the threshold or the scores that read its products."""
+    """One call of a C function: a step, and the threshold that reads its products.
+
+    Attributes
+    ----------
+    reads, makes : tuple of int, int
+        Numbers of values.
+    """
 
     step: object
-    reads: object
-    makes: object
+    reads: tuple
+    makes: int
     threshold: object = None
 
 
 def _stages(program):
     """The steps that lead to the scores, in order, each product with its threshold."""
-    steps, number = [], len(program.steps)
-    while number:
-        step = program.steps[number - 1]
-        known = type(step) in (Levels, PixelsProduct, Product, Threshold, Pool, Reshape, Scores)
-        require(known, f"cannot write C: the step {step.name} is a {step.kind}")
-        (read,) = step.inputs
-        steps.insert(0, (step, program.values[read], program.values[number]))
-        number = read
-    stages = []
-    for step, reads, makes in steps:
-        if isinstance(step, Threshold):
-            last = stages[-1]
-            follows = isinstance(last.step, Product) and last.threshold is None
-            require(follows, f"cannot write C: {step.name} is no threshold right after a product")
-            last.threshold, last.makes = step, makes
+    needed = {len(program.steps)}
+    for number in range(len(program.steps), 0, -1):
+        needed.update(program.steps[number - 1].inputs if number in needed else ())
+    products, stages = {}, []
+    for number, step in enumerate(program.steps, 1):
+        if number not in needed:
+            continue
+        known = (Levels, Product, Slices, Threshold, Shortcut, Logic, Pool, Reshape, Scores)
+        require(isinstance(step, known), f"cannot write C: the step {step.name} is a {step.kind}")
+        if isinstance(step, Product):
+            products[number] = _Stage(step, step.inputs, number)
+        elif isinstance(step, Threshold | Shortcut):
+            read, *bits = step.inputs
+            why = f"cannot write C: {step.name} is no threshold right after a product"
+            require(read in products, why)
+            product = products[read].step
+            stages.append(_Stage(product, (*product.inputs, *bits), number, step))
         else:
-            stages.append(_Stage(step, reads, makes))
-    for stage, after in itertools.pairwise(stages):
-        numbers = isinstance(stage.step, Product) and stage.threshold is None
-        ends = isinstance(after.step, Scores | Reshape) and after.makes.kind != "binary"
-        require(not numbers or ends, f"cannot write C: {after.step.name} reads whole numbers")
+            if step.inputs[0] in products:
+                ends = isinstance(step, Scores | Reshape)
+                require(ends, f"cannot write C: {step.name} reads whole numbers")
+                stages.append(products[step.inputs[0]])
+            stages.append(_Stage(step, step.inputs, number))
     return stages
 
 
@@ -120,6 +129,35 @@ def _words(value):
     *positions, channels = value.shape
     planes = 2 if value.kind == "ternary" else 1
     return planes * math.prod(positions) * -(-channels // WORD_BITS)
+
+
+def _placed(sizes, lives):
+    """Where values lie in one memory: the largest first, each as far down as it fits.
+
+    Parameters
+    ----------
+    sizes : dict
+        Words, by value.
+    lives : dict
+        (first, last) stage in which a value is there.
+
+    Returns
+    -------
+    dict
+        Offset by value.
+    """
+    places = {}
+    for value in sorted(sizes, key=lambda v: (-sizes[v], lives[v])):
+        first, last = lives[value]
+        beside = [v for v in places if lives[v][0] <= last and first <= lives[v][1]]
+        taken = sorted((places[v], places[v] + sizes[v]) for v in beside)
+        place = 0
+        for start, end in taken:
+            if place + sizes[value] <= start:
+                break
+            place = max(place, end)
+        places[value] = place
+    return places
 
 
 class _Translation:
@@ -138,17 +176,19 @@ class _Translation:
 
     def known(self):
         """The template's variables."""
-        scale = self.scores.scale
-        steps = [stage.step for stage in self.stages]
+        kinds = {type(stage.step) for stage in self.stages}
         return {
             "lanes": LANES,
             "flavours": self.flavours,
-            "pools": any(isinstance(step, Pool) for step in steps),
+            "pools": Pool in kinds,
+            "slices": Slices in kinds,
+            "joins": Logic in kinds,
+            "shortcuts": any(isinstance(stage.threshold, Shortcut) for stage in self.stages),
             "flattens": any(call.startswith("flatten") for call in self.calls),
             "tables": self.tables,
             "products": self.products,
-            "scaled": scale != 1,
-            "scale": _float(scale),
+            "scaled": self.scores.scale != 1,
+            "scale": _float(self.scores.scale),
             "levels": self._levels(),
             "window": self.window,
             "memory_bits": self.memory * WORD_BITS,
@@ -161,46 +201,62 @@ class _Translation:
         return _listed("uint8_t", self.levels)
 
     def _place_values(self):
-        """Where in the memory each stage reads and writes: at its two ends in turn."""
-        made = [stage for stage in self.stages if self._takes_memory(stage)]
-        sizes = [0, *(_words(stage.makes) for stage in made), 0]
-        self.memory = max(sum(pair) for pair in itertools.pairwise(sizes))
-        self._places = {}
-        for turn, (stage, size) in enumerate(zip(made, sizes[1:], strict=False)):
-            words = self.memory - size if turn % 2 else 0
-            self._places[id(stage)] = f"memory + WORDS({words * WORD_BITS})" if words else "memory"
-
-    def _takes_memory(self, stage):
-        if stage.makes.kind in ("pixels", "integers"):
-            return False
-        return not (isinstance(stage.step, Reshape) and self._is_packed(stage.reads))
+        """Where each value lies. One that a step leaves as it is has the place of what it was."""
+        values, same = self.program.values, {}
+        sizes, lives = {}, {}
+        for turn, stage in enumerate(self.stages):
+            reads = [same.get(number, number) for number in stage.reads]
+            for number in reads:
+                if number in lives:
+                    lives[number] = lives[number][0], turn
+            makes = values[stage.makes]
+            packed = self._is_packed(values[stage.reads[0]])
+            if isinstance(stage.step, Levels) or (isinstance(stage.step, Reshape) and packed):
+                same[stage.makes] = reads[0]
+            elif makes.kind in ("binary", "ternary"):
+                sizes[stage.makes], lives[stage.makes] = _words(makes), (turn, turn)
+        places = _placed(sizes, lives)
+        self.memory = max((places[v] + sizes[v] for v in places), default=0)
+        self._places = {0: "image"}
+        for number, words in places.items():
+            self._places[number] = f"memory + WORDS({words * WORD_BITS})" if words else "memory"
+        for number, read in same.items():
+            self._places[number] = self._places.get(read, "products")
 
     @staticmethod
     def _is_packed(value):
-        """Do the words of a value have no unused bits between its positions?"""
+        """Have the words of a value no unused bits between its positions?"""
         return (
-            len(value.shape) == 1 or value.shape[-1] % WORD_BITS == 0 or value.shape[:2] == (1, 1)
+            value.kind in ("pixels", "integers")
+            or len(value.shape) == 1
+            or value.shape[-1] % WORD_BITS == 0
+            or value.shape[:2] == (1, 1)
         )
 
     def _add(self, stage):
-        read = self._calls_input()
-        made = self._places.get(id(stage))
+        reads = [self._places.get(number, "products") for number in stage.reads]
+        made = self._places.get(stage.makes, "products")
+        value = self.program.values[stage.reads[0]]
         match stage.step:
             case Levels():
                 self.levels = stage.step.table[self.levels]
             case Product():
-                self._add_product(stage, read, made or "products")
+                self._add_product(stage, value, reads, made)
+            case Slices():
+                rows, columns, channels = value.shape
+                table = self._add_table("slice_limits", "uint8_t", stage.step.thresholds)
+                sizes = f"{rows * columns}, {channels}, {stage.step.slices}"
+                self.calls.append(f"slice({sizes}, {table}, image, {made})")
+            case Logic():
+                *positions, channels = value.shape
+                sizes = f"{math.prod(positions)}, {channels}, {int(stage.step.operation == 'or')}"
+                self.calls.append(f"join({sizes}, {', '.join(reads)}, {made})")
             case Pool():
-                rows, columns, channels = stage.reads.shape
-                ternary = int(stage.reads.kind == "ternary")
-                self.calls.append(f"pool({rows}, {columns}, {channels}, {ternary}, {read}, {made})")
-            case Reshape() if made:
-                self._add_flatten(stage.reads, read, made)
-        if made:
-            self._last = made
-
-    def _calls_input(self):
-        return getattr(self, "_last", "image")
+                rows, columns, channels = value.shape
+                sizes = f"{rows}, {columns}, {channels}, {int(value.kind == 'ternary')}"
+                self.calls.append(f"pool({sizes}, {reads[0]}, {made})")
+            case Reshape() if made != reads[0]:
+                self._add_flatten(value, reads[0], made)
 
     def _add_flatten(self, value, read, made):
         *positions, channels = value.shape
@@ -216,13 +272,14 @@ class _Translation:
 
     # Products
 
-    def _add_product(self, stage, read, made):
+    def _add_product(self, stage, value, reads, made):
         step, number = stage.step, len(self.products) + 1
-        name, inputs = f"product_{number}", stage.reads.kind
+        name, inputs = f"product_{number}", value.kind
         flavour = inputs, "ternary" if step.ternary else "binary"
         if flavour not in self.flavours:
             self.flavours.append(flavour)
-        self.products.append({"name": name, **_shape(stage), **self._add_limits(stage, number)})
+        shape = _shape(step, value.shape, self.program.values[stage.makes].shape)
+        self.products.append({"name": name, **shape, **self._add_limits(stage, number)})
         for plane in step.held:
             table = "NULL"
             if getattr(step, plane) is not None:
@@ -231,20 +288,26 @@ class _Translation:
                     bits = bits.reshape(-1, step.kernel[-1])
                 table = self._add_table(f"{plane}_{number}", "word", _bit_words(bits))
             self.calls.append(f"weights.{plane} = {table}")
+        read, *bits = reads
+        if isinstance(stage.threshold, Shortcut):
+            self.calls.append(f"shortcut = {bits[0]}")
         if inputs == "pixels":
             self.window = math.prod(step.kernel[:-1])
             read = f"{read}, pixels, planes"
         self.calls.append(f"multiply_{'_'.join(flavour)}(&{name}, weights, {read}, {made})")
 
     def _add_limits(self, stage, number):
-        found = {"upper": "NULL", "lower": "NULL"}
-        if stage.threshold:
-            for name, never in (("upper", NEVER), ("lower", ALWAYS)):
-                values = getattr(stage.threshold, name)
-                if values is not None:
-                    # No lane beyond the units sets a bit.
-                    values = _padded(values, 0, LANES, never)
-                    found[name] = self._add_table(f"{name}_{number}", "int32_t", values)
+        found, threshold = {"upper": "NULL", "lower": "NULL", "upper_off": "NULL"}, stage.threshold
+        limits = {}
+        if isinstance(threshold, Shortcut):
+            limits = {"upper_off": threshold.upper[0], "upper": threshold.upper[1]}
+        elif threshold:
+            limits = {"upper": threshold.upper, "lower": threshold.lower}
+        for name, values in limits.items():
+            if values is not None:
+                # No lane beyond the units sets a bit.
+                values = _padded(values, 0, LANES, ALWAYS if name == "lower" else NEVER)
+                found[name] = self._add_table(f"{name}_{number}", "int32_t", values)
         return found
 
     def _add_scores(self):
@@ -261,18 +324,10 @@ class _Translation:
         return name
 
 
-def _shape(stage):
-    step = stage.step
-    rows, columns, channels = (
-        stage.reads.shape
-        if len(stage.reads.shape) == 3
-        else (
-            1,
-            1,
-            *stage.reads.shape,
-        )
-    )
-    out = stage.makes.shape if len(stage.makes.shape) == 3 else (1, 1, *stage.makes.shape)
+def _shape(step, reads, makes):
+    """Sizes of a product, vectors being images of one position."""
+    rows, columns, channels = reads if len(reads) == 3 else (1, 1, *reads)
+    out = makes if len(makes) == 3 else (1, 1, *makes)
     height, width = step.kernel[:-2] or (1, 1)
     top, left = (
         max(0, (count - 1) * stride + taps - size) // 2 if step.padding == "same" else 0

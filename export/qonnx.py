@@ -10,8 +10,17 @@ import math
 import numpy as np
 
 from export.c import inverse_deviation
-from packed.program import Levels, Pool, Product, Reshape, Scores, Threshold
-from utils import require
+from packed.program import (
+    Levels,
+    Logic,
+    Pool,
+    Product,
+    Reshape,
+    Scores,
+    Shortcut,
+    Slices,
+    Threshold,
+)
 
 DOMAIN = "qonnx.custom_op.general"
 OPSET = 13
@@ -63,9 +72,8 @@ class _Graph:
         self._nodes, self._constants = [], []
         names = [self._pixels()]
         for step, value in zip(program.steps, program.values[1:], strict=True):
-            require(len(step.inputs) == 1, f"cannot write QONNX: {step.name} reads two values")
-            read = step.inputs[0]
-            names.append(self._step(step, names[read], program.values[read], value))
+            reads = [names[number] for number in step.inputs]
+            names.append(self._step(step, reads, program.values[step.inputs[0]], value))
         self._node("Identity", [names[-1]], output="scores")
 
     def made(self):
@@ -107,7 +115,8 @@ class _Graph:
         options = {"signed": 1, "narrow": 1, "rounding_mode": "ROUND"}
         return self._node("Quant", [read, scale, *rest], **options)
 
-    def _step(self, step, read, value, made):
+    def _step(self, step, reads, value, made):
+        read = reads[0]
         match step:
             case Levels():
                 odd = self._float(step.name, 2 * step.table.astype(np.float32) - 255)
@@ -119,6 +128,12 @@ class _Graph:
                 return self._product(step, read, value, made)
             case Threshold():
                 return self._threshold(step, read, value)
+            case Slices():
+                return self._slices(step, read, value)
+            case Shortcut():
+                return self._shortcut(step, *reads)
+            case Logic():
+                return self._node("Max" if step.operation == "or" else "Mul", reads)
             case Pool():
                 ends = [size % 2 for size in value.shape[:2]]
                 window = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, *ends]}
@@ -168,6 +183,25 @@ class _Graph:
         width = self._float(f"{step.name}_width", (1 / width).reshape(shape))
         scaled = self._node("Mul", [self._node("Sub", [read, shift]), width])
         return self._quantized(scaled, ternary=True)
+
+    def _slices(self, step, read, value):
+        rows, columns, channels = value.shape
+        shapes = (channels, 1, rows, columns), (channels * step.slices, rows, columns)
+        apart, joined = (self._constant("shape", np.int64([self._batch, *s])) for s in shapes)
+        # Pixels are odd integers here, and these limits are even.
+        limits = 2.0 * step.thresholds.reshape(-1, 1, 1) - 256
+        read = self._node("Reshape", [read, apart])
+        read = self._node("Sub", [read, self._float(f"{step.name}_limits", limits)])
+        return self._node("Reshape", [self._quantized(read, ternary=False), joined])
+
+    def _shortcut(self, step, read, bits):
+        beyond = self._source(step).largest + 1
+        off, on = np.clip(step.upper.astype(np.int64), -beyond, beyond).reshape(2, -1, 1, 1)
+        # Half-way between two whole numbers for either bit, as in `_threshold`.
+        slope = self._float(f"{step.name}_slope", (off - on) / 2)
+        shift = self._float(f"{step.name}_shift", (off + on - 1) / 2)
+        added = self._node("Add", [read, self._node("Mul", [bits, slope])])
+        return self._quantized(self._node("Sub", [added, shift]), ternary=False)
 
     def _source(self, step):
         """The product whose whole numbers a threshold reads."""

@@ -116,6 +116,26 @@ def threshold_ternary(products, lower, upper):
     return _pack_pair(positive | (products <= lower), positive)
 
 
+def pack_flags(flags):
+    """Pack booleans, shape (..., depth), into words as `pack_bits` does."""
+    return _pack(flags)
+
+
+@compiled
+def threshold_shortcut(products, bits, thresholds):
+    """`threshold_bits` where bits of a shortcut choose between two thresholds.
+
+    Parameters
+    ----------
+    products : tensor of int32, shape (..., units)
+    bits : tensor of uint64, shape (..., ceil(units / 64))
+    thresholds : tensor of int32, shape (2, units)
+        Where a bit is 0, and where it is 1.
+    """
+    off, on = _pack_pair(*(products >= limits for limits in tf.unstack(thresholds)))
+    return (off & ~bits) | (on & bits)
+
+
 # --- Products ---------------------------------------------------------------------------------
 
 

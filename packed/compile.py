@@ -15,12 +15,15 @@ from packed.program import (
     ALWAYS,
     NEVER,
     Levels,
+    Logic,
     PixelsProduct,
     Pool,
     Product,
     Program,
     Reshape,
     Scores,
+    Shortcut,
+    Slices,
     Threshold,
 )
 from utils import require
@@ -42,9 +45,10 @@ def compile_model(model, about=None):
     ----------
     model : keras.Model
         Functional or sequential, from uint8 images to scores, made of `QuantConv2D`, `QuantDense`,
-        2×2 max pooling (SAME), `ShiftBatchNormalization`, Flatten and Activation. All kernels, and
-        the inputs of all layers with a kernel but the first, are quantized by `Sign` or `Ternary`.
-        Strides and padding are free.
+        2×2 max pooling (SAME), `ShiftBatchNormalization`, Flatten, Activation, `PixelSlices`,
+        `LogicMerge`, and Add where it adds signs to batch norm. All kernels, and the inputs of all
+        layers with a kernel but the first, are quantized by `Sign` or `Ternary`. Strides and
+        padding are free.
     about : dict, optional
         See `Program`.
 
@@ -87,11 +91,15 @@ class _Tensor:
     Attributes
     ----------
     number : int
-        Of the value in the program from which it comes: the images, or a layer's products.
+        Of the value in the program from which it comes: images, bits or a layer's products.
     shape : tuple of int
         Without the axis of images.
+    kind : {'pixels', 'integers', 'binary'}
+        Of that value.
     rescale : callable, optional
-        Takes integer products to those of the float graph; None of images.
+        Takes integer products to those of the float graph.
+    added : int, optional
+        Number of the value of bits that is added to what the functions give.
     functions : tuple of (layer, ndim)
         What is done to every unit of the products, and the number of axes that it takes.
     moves : tuple of (type, str)
@@ -100,7 +108,9 @@ class _Tensor:
 
     number: int
     shape: tuple = ()
+    kind: str = "pixels"
     rescale: object = None
+    added: int | None = None
     functions: tuple = ()
     moves: tuple = ()
 
@@ -124,6 +134,7 @@ class _Compiler:
     def __init__(self, images, in_dim):
         self.steps = []
         self._tensors = {images: _Tensor(0, in_dim)}
+        self._bits = {}  # Numbers of the values of bits that were made of a tensor.
 
     # The float graph
 
@@ -139,14 +150,14 @@ class _Compiler:
             layer,
             f"rounds to {layer.compute_dtype}: give it the dtype float32",
         )
-        (number,) = step.reads
         (written,) = step.writes
-        _, *shape = layer.compute_output_shape((None, *self._tensors[number].shape))
-        made = handle(self, layer, number)
+        read = [self._tensors[slot.number] for slot in keras.tree.flatten(step.args)]
+        shapes = [(None, *x.shape) for x in read]
+        _, *shape = layer.compute_output_shape(shapes if len(read) > 1 else shapes[0])
+        made = handle(self, layer, *read)
         self._tensors[written] = dataclasses.replace(made, shape=tuple(shape))
 
-    def _product(self, layer, number):
-        x = self._tensors[number]
+    def _product(self, layer, x):
         _check_product(layer)
         kernel = keras.ops.convert_to_numpy(layer.quantized_kernel()).astype(np.int8)
         options = {}
@@ -154,24 +165,44 @@ class _Compiler:
             options = {"strides": tuple(layer.strides), "padding": layer.padding}
         elif len(x.shape) == 3:
             kernel = kernel[None, None]  # A matrix at every position of images.
-        if x.rescale is None:
+        if x.kind == "pixels":
             _require(layer.input_quantizer is None, layer, "quantizes pixels")
             read, kind, dtype = self._moved(x.number, x.moves), PixelsProduct, tf.uint8
         else:
-            read, kind, dtype = self._read_bits(layer, number), Product, tf.float32
+            read, kind, dtype = self._read_bits(layer, x), Product, tf.float32
         step = kind.of_weights(layer.name, (read,), kernel, **options)
         rescale = functools.partial(graph_ops.rescale_pixels, input_dtype=dtype)
-        return _Tensor(self._append(step), rescale=rescale)
+        return _Tensor(self._append(step), kind="integers", rescale=rescale)
 
-    def _levels(self, layer, number):
-        x = self._tensors[number]
-        _require(x.rescale is None, layer, "rounds what are no pixels")
+    def _levels(self, layer, x):
+        _require(x.kind == "pixels", layer, "rounds what are no pixels")
         table = keras.ops.convert_to_numpy(layer(np.arange(256, dtype=np.uint8)))
         read = self._moved(x.number, x.moves)
         return _Tensor(self._append(Levels(layer.name, (read,), table=table)))
 
-    def _pool(self, layer, number):
-        x = self._tensors[number]
+    def _slices(self, layer, x):
+        _require(x == _Tensor(0, x.shape), layer, "does not read the images themselves")
+        step = Slices(layer.name, (0,), layer.slices, layer.thresholds)
+        return _Tensor(self._append(step), kind="binary")
+
+    def _logic(self, layer, *read):
+        numbers = tuple(self._read_bits(layer, x) for x in read)
+        step = Logic(layer.name, numbers, layer.operation)
+        return _Tensor(self._append(step), kind="binary")
+
+    def _add(self, layer, *read):
+        bits = [x for x in read if self._is_binary(x)]
+        sums = [x for x in read if not self._is_binary(x)]
+        _require(len(bits) == len(sums) == 1, layer, "is a shortcut of floats")
+        only_norm = len(sums[0].functions) == 1 and sums[0].added is None and not sums[0].moves
+        _require(only_norm, layer, "adds bits to something else than batch norm")
+        return dataclasses.replace(sums[0], added=self._read_bits(layer, bits[0]))
+
+    @staticmethod
+    def _is_binary(x):
+        return x.kind == "binary" or type(x.quantizer) is graph_ops.Sign
+
+    def _pool(self, layer, x):
         two = (2, 2)
         _require(
             tuple(layer.pool_size) == tuple(layer.strides) == two
@@ -180,12 +211,12 @@ class _Compiler:
             layer,
             "pools otherwise than 2×2 with the padding 'same'",
         )
-        _require(x.rescale is not None, layer, "pools pixels")
+        _require(x.kind != "pixels", layer, "pools pixels")
         return x.moved(Pool, layer.name)
 
-    def _norm(self, layer, number):
-        x = self._tensors[number]
-        _require(x.rescale is not None, layer, "normalizes pixels")
+    def _norm(self, layer, x):
+        _require(x.kind != "pixels", layer, "normalizes pixels")
+        _require(x.kind == "integers" and x.added is None, layer, "normalizes bits or a shortcut")
         units = self.steps[x.number - 1].kernel[-1]
         _require(x.shape[-1] == units, layer, "normalizes each pixel: put Flatten after it")
         statistics = [keras.ops.convert_to_numpy(getattr(layer, n)) for n in Scores.held]
@@ -193,18 +224,22 @@ class _Compiler:
         _require(finite, layer, "holds NaN, infinity or a negative variance")
         return x.then(layer)
 
-    def _flatten(self, layer, number):
+    def _flatten(self, layer, x):
         _require(layer.data_format == "channels_last", layer, "puts channels first")
-        x = self._tensors[number]
         return x if len(x.shape) == 1 else x.moved(Reshape, layer.name)
 
-    def _activation(self, layer, number):
-        x, function = self._tensors[number], layer.activation
+    def _activation(self, layer, x):
+        function = layer.activation
         if function is keras.activations.linear:
             return x
-        _require(x.rescale is not None, layer, "quantizes pixels")
+        _require(x.kind != "pixels", layer, "quantizes pixels")
         _check_quantizer(layer, function, "its activation")
-        return x.then(function)
+        return self._quantized(x, function)
+
+    def _quantized(self, x, quantizer):
+        """Signs of signs are what they were."""
+        again = type(quantizer) is graph_ops.Sign and self._is_binary(x)
+        return x if quantizer is None or again else x.then(quantizer)
 
     # The program
 
@@ -217,27 +252,41 @@ class _Compiler:
             read = self._append(kind(name, (read,)))
         return read
 
-    def _read_bits(self, layer, number):
-        """Number of the value that holds what a layer multiplies."""
-        x, quantizer = self._tensors[number], layer.input_quantizer
+    def _read_bits(self, layer, x):
+        """Number of the value that holds the bits a layer reads, which is made once."""
+        quantizer = getattr(layer, "input_quantizer", None)
         if quantizer is not None:
             _check_quantizer(layer, quantizer, "its input quantizer")
-            x = x.then(quantizer)
-        _require(x.quantizer is not None, layer, "multiplies floats: its inputs are not quantized")
+            x = self._quantized(x, quantizer)
+        if x.kind == "binary":
+            _require(not x.functions, layer, "quantizes bits again")
+        else:
+            why = "multiplies floats: its inputs are not quantized"
+            _require(x.quantizer is not None, layer, why)
+        if x not in self._bits:
+            bits = x.number if x.kind == "binary" else self._append(self._threshold(layer, x))
+            self._bits[x] = self._moved(bits, x.moves)
+        return self._bits[x]
+
+    def _threshold(self, layer, x):
         product = self.steps[x.number - 1]
         ternary = type(x.quantizer) is graph_ops.Ternary
-        lower, upper = _thresholds(product, x.rescale, x.functions)
-        limits = {"upper": upper} | ({"lower": lower} if ternary else {})
+        find = functools.partial(_thresholds, product, x.rescale, x.functions)
         name = f"{product.name}_threshold"
-        bits = self._append(Threshold(name, (x.number,), ternary=ternary, **limits))
-        return self._moved(bits, x.moves)
+        if x.added is not None:
+            _require(not ternary, layer, "makes a shortcut of bits ternary")
+            upper = np.stack([find(added)[1] for added in (-1, 1)])
+            return Shortcut(f"{product.name}_shortcut", (x.number, x.added), upper)
+        lower, upper = find()
+        limits = {"upper": upper} | ({"lower": lower} if ternary else {})
+        return Threshold(name, (x.number,), ternary=ternary, **limits)
 
     def finish(self, number, layer):
         """Append the scores; how many there are."""
         x = self._tensors[number]
         functions = [function for function, _ in x.functions]
         _require(
-            [type(f) for f in functions] == [graph_ops.ShiftBatchNormalization],
+            [type(f) for f in functions] == [graph_ops.ShiftBatchNormalization] and x.added is None,
             layer,
             "does not end the model as batch norm of dot products",
         )
@@ -260,12 +309,14 @@ _KNOWN = {
     graph_ops.PixelLevels: _Compiler._levels,
     graph_ops.MaxPooling2D: _Compiler._pool,
     graph_ops.ShiftBatchNormalization: _Compiler._norm,
+    graph_ops.PixelSlices: _Compiler._slices,
+    graph_ops.LogicMerge: _Compiler._logic,
+    keras.layers.Add: _Compiler._add,
     keras.layers.Flatten: _Compiler._flatten,
     keras.layers.Activation: _Compiler._activation,
 }
 _REFUSED = {
     graph_ops.RotatedConv2D: "is rotated, so its weights are no bits",
-    keras.layers.Add: "is a shortcut of floats",
     walk.Cast: "gives a model inside pixels as floats: its input should have the dtype uint8",
 }
 
@@ -290,7 +341,7 @@ def _check_product(layer):
     _require(tuple(dilation) == (1, 1), layer, "is dilated")
 
 
-def _thresholds(product, rescale, functions):
+def _thresholds(product, rescale, functions, added=0):
     """Products at which each unit's output rises, found by asking the float graph itself.
 
     Parameters
@@ -300,6 +351,8 @@ def _thresholds(product, rescale, functions):
         Takes whole numbers to the products of the float graph.
     functions : sequence of (callable, ndim)
         Batch norm and quantizers, in order.
+    added : float
+        To what batch norm, the first of them, gives.
 
     Returns
     -------
@@ -311,8 +364,9 @@ def _thresholds(product, rescale, functions):
     for start in range(-largest, largest + 1, ROWS):
         products = np.arange(start, min(start + ROWS, largest + 1), dtype=np.float32)
         out = rescale(tf.constant(np.repeat(products[:, None], units, axis=1)))
-        for function, ndim in functions:
+        for place, (function, ndim) in enumerate(functions):
             out = function(tf.reshape(out, [-1, *[1] * (ndim - 2), units]))
+            out = out + added if place == 0 and added else out
         out = keras.ops.convert_to_numpy(out).reshape(-1, units)
         negative += np.sum(out < 0, axis=0)
         below_positive += np.sum(out <= 0, axis=0)

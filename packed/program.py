@@ -23,8 +23,8 @@ import numpy as np
 
 from utils import NetworkParams, atomic_path, frozen, is_whole, require, require_packable
 
-# Of a file. Raised whenever its contents change their meaning.
-FORMAT = 2
+# Of a file. Raised whenever its contents change their meaning: 3 has more kinds of steps than 2.
+FORMAT = 3
 # No product reaches these: thresholds of units whose output is constant.
 NEVER, ALWAYS = np.iinfo(np.int32).max, np.iinfo(np.int32).min
 # What batch norm adds to a variance.
@@ -60,17 +60,19 @@ class Step:
     kind: ClassVar[str]
     # Of its fields, those that hold arrays of numbers.
     held: ClassVar[tuple] = ()
+    # How many values it reads.
+    arity: ClassVar[int] = 1
 
     name: str
     inputs: tuple
 
-    def made_of(self, value):
-        """The `Value` made of this one, or ValueError."""
+    def made_of(self, *values):
+        """The `Value` made of those that it reads, or ValueError."""
         raise NotImplementedError
 
-    def array_types(self, value):
-        """(dtype, shape) of each array that it holds, by name, if it reads `value`."""
-        del value
+    def array_types(self, *values):
+        """(dtype, shape) of each array that it holds, by name, if it reads `values`."""
+        del values
         return {}
 
     def check_arrays(self):
@@ -233,6 +235,88 @@ class Threshold(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class Slices(Step):
+    """Each channel of pixels as several of ±1: +1 where a pixel is at least a threshold.
+
+    Attributes
+    ----------
+    slices : int
+        How many; those of a channel lie side by side.
+    thresholds : ndarray of uint8, shape (slices,)
+    """
+
+    kind = "slices"
+    held = ("thresholds",)
+
+    slices: int = 1
+    thresholds: np.ndarray | None = field(default=None, repr=False)
+
+    def made_of(self, value):
+        require(
+            value.kind == "pixels" and len(value.shape) == 3,
+            f"{self.name} cannot slice {value.kind} of {value.shape}",
+        )
+        fits = is_whole(self.slices) and 1 <= self.slices <= 255
+        require(fits, f"{self.name} has no proper number of slices")
+        rows, columns, channels = value.shape
+        return Value("binary", (rows, columns, self.slices * channels))
+
+    def array_types(self, value):
+        del value
+        return {"thresholds": (np.uint8, (self.slices,))}
+
+
+@dataclass(frozen=True, eq=False)
+class Logic(Step):
+    """XNOR or OR of two images of bits, +1 being true.
+
+    Attributes
+    ----------
+    operation : {'xnor', 'or'}
+    """
+
+    kind = "logic"
+    arity = 2
+
+    operation: str = "xnor"
+
+    def made_of(self, value, other):
+        both = value == other and value.kind == "binary" and len(value.shape) == 3
+        require(both, f"{self.name} cannot join {value} and {other}")
+        require(self.operation in ("xnor", "or"), f"{self.name} has no proper operation")
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Shortcut(Step):
+    """A threshold on products that depends on a bit: sign(batch norm + bit).
+
+    It reads products and an image of bits of the same shape.
+
+    Attributes
+    ----------
+    upper : ndarray of int32, shape (2, units)
+        Thresholds as in `Threshold`, where the bit is −1 and where it is +1.
+    """
+
+    kind = "shortcut"
+    held = ("upper",)
+    arity = 2
+
+    upper: np.ndarray | None = field(default=None, repr=False)
+
+    def made_of(self, value, other):
+        kinds = value.kind, other.kind
+        fits = kinds == ("integers", "binary") and value.shape == other.shape
+        require(fits and len(value.shape) == 3, f"{self.name} cannot add {other} to {value}")
+        return other
+
+    def array_types(self, value, other):
+        del other
+        return {"upper": (np.int32, (2, value.shape[-1]))}
+
+
+@dataclass(frozen=True, eq=False)
 class Pool(Step):
     """The largest of 2×2 values. Odd sizes round up: a window at the border has fewer."""
 
@@ -296,7 +380,10 @@ class Scores(Step):
         require((self.moving_variance >= 0).all(), f"a variance of {self.name} is negative")
 
 
-_STEPS = (Levels, PixelsProduct, Product, Threshold, Pool, Reshape, Scores)
+_STEPS = (
+    *(Levels, Slices, PixelsProduct, Product, Threshold, Shortcut, Logic),
+    *(Pool, Reshape, Scores),
+)
 KINDS = {kind.kind: kind for kind in _STEPS}
 
 
@@ -314,11 +401,11 @@ def _values(in_dim, out_dim, steps):
         require(
             isinstance(step.name, str)
             and isinstance(numbers, tuple)
-            and len(numbers) == 1
+            and len(numbers) == step.arity
             and all(is_whole(n) and 0 <= n < len(values) for n in numbers),
             f"the step {step.name!r} reads {numbers!r}, not an earlier value",
         )
-        values.append(step.made_of(values[numbers[0]]))
+        values.append(step.made_of(*(values[number] for number in numbers)))
     ends = is_whole(out_dim) and values[-1] == Value("scores", (out_dim,))
     require(ends, f"it does not end in {out_dim!r} scores")
     return tuple(values)
@@ -329,7 +416,7 @@ def _array_types(steps, values):
     return {
         _array_name(name, number): kind
         for number, step in enumerate(steps)
-        for name, kind in step.array_types(values[step.inputs[0]]).items()
+        for name, kind in step.array_types(*(values[n] for n in step.inputs)).items()
     }
 
 
@@ -418,7 +505,7 @@ class Program:
 
     @classmethod
     def load(cls, path):
-        """Open what `save` wrote, now or in format 1.
+        """Open what `save` wrote, now or in an earlier format.
 
         Only arrays of numbers are read, each of the type and shape that the steps demand; nothing
         is unpickled. What is read into memory is no larger than the file.
@@ -464,9 +551,9 @@ def _read_program(archive, file_bytes):
     header_info = members.pop("header.npy")
     require(header_info.file_size <= HEADER_BYTES, "its header is larger than 1 MB")
     header = json.loads(_read_array(archive, header_info, np.uint8).tobytes())
-    require(header["format"] in (1, FORMAT), f"its format is {header['format']!r}")
+    require(header["format"] in (1, 2, FORMAT), f"its format is {header['format']!r}")
     # Steps without their arrays first, as they tell which arrays there must be.
-    read = _steps_of_format_1 if header["format"] == 1 else _steps_of_format_2
+    read = _steps_of_format_1 if header["format"] == 1 else _steps_in
     in_dim, steps, stored, about = read(header)
     types = _array_types(steps, _values(in_dim, header["out_dim"], steps))
     expected = {f"{stored(name)}.npy": (name, *kind) for name, kind in types.items()}
@@ -508,7 +595,7 @@ def _read_array(archive, info, dtype, shape=None):
         return np.frombuffer(file.read(), dtype).reshape(shape)
 
 
-def _steps_of_format_2(header):
+def _steps_in(header):
     """in_dim, the steps without their arrays, the name of each array in the file, and `about`."""
     steps = []
     for entry in header["steps"]:

@@ -10,7 +10,19 @@ import math
 import graph_ops
 from fast import bits, compiled
 from packed.compile import compile_model
-from packed.program import Levels, PixelsProduct, Pool, Product, Program, Reshape, Scores, Threshold
+from packed.program import (
+    Levels,
+    Logic,
+    PixelsProduct,
+    Pool,
+    Product,
+    Program,
+    Reshape,
+    Scores,
+    Shortcut,
+    Slices,
+    Threshold,
+)
 from stream import INFERENCE_BATCH
 from utils import require, require_packable
 
@@ -217,10 +229,10 @@ class PackedNetwork:
         values = [images]
         for step, arrays in zip(self.program.steps, tensors, strict=True):
             if not isinstance(step, Scores):
-                values.append(self._done(step, values[step.inputs[0]], arrays))
+                values.append(self._done(step, arrays, *(values[n] for n in step.inputs)))
         return values
 
-    def _done(self, step, x, arrays):
+    def _done(self, step, arrays, x, other=None):
         match step:
             case Levels():
                 return tf.gather(arrays[0], tf.cast(x, tf.int32))
@@ -234,10 +246,25 @@ class PackedNetwork:
                 return bits.threshold_ternary(x, *arrays)
             case Threshold():
                 return (bits.threshold_bits(x, *arrays),)
+            case Slices():
+                above = x[..., None] >= arrays[0]
+                shape = (*x.shape[:-1], step.slices * x.shape[-1])
+                return (bits.pack_flags(tf.reshape(above, shape)),)
+            case Shortcut():
+                return (bits.threshold_shortcut(x, *other, arrays[0]),)
+            case Logic(operation="or"):
+                return (x[0] | other[0],)
+            case Logic():
+                return (~(x[0] ^ other[0]) & self._all_ones(step.inputs[0]),)
             case Pool():
                 return bits.max_pool_ternary(x) if len(x) == 2 else (bits.max_pool_bits(*x),)
             case Reshape():
                 return tf.nest.map_structure(_flat, x)
+
+    def _all_ones(self, number):
+        """The words of a position of a value all of whose bits are 1."""
+        depth, channels = self._depths[number], self.program.values[number].shape[-1]
+        return tf.reshape(bits.pack_bits(np.ones((channels // depth, depth), np.int8)), [-1])
 
     def _multiplied(self, step, x, planes):
         *_, channels, units = step.kernel
@@ -246,9 +273,7 @@ class PackedNetwork:
             return bits.xnor_conv2d(x[0], planes[0], channels, units, *window)
         if len(x) == 1:
             # Of ±1 everything that is there is not zero.
-            depth = self._depths[step.inputs[0]]
-            ones = bits.pack_bits(np.ones((channels // depth, depth), np.int8))
-            x = tf.zeros_like(x[0]) | tf.reshape(ones, [-1]), x[0]
+            x = tf.zeros_like(x[0]) | self._all_ones(step.inputs[0]), x[0]
         return bits.ternary_conv2d(x, planes, units, *window)
 
 

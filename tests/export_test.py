@@ -49,7 +49,7 @@ needs_compiler = pytest.mark.skipif(not COMPILERS, reason="there is no gcc and n
 QUICK_SHAPES = {("odd", "binary"), ("odd", "two thresholds"), ("only an output", "binary")} | {
     ("few levels", "binary")
 }
-QUICK_MODELS = {"valid", "signs beside ternary values", "strides"}
+QUICK_MODELS = {"valid", "signs beside ternary values", "strides", "bits added", "bits joined"}
 QUICK_FLAGS = {"fast", "portable", "32-bit words", "fused", "unsafe floats"}
 SHAPES = [
     pytest.param(*pair, marks=() if pair in QUICK_SHAPES else pytest.mark.slow)
@@ -116,6 +116,17 @@ def exported(request, tmp_path_factory):
 @pytest.mark.parametrize(("shape", "level"), SHAPES)
 def test_scores_in_c_are_those_of_the_float_network(shape, level, tmp_path):
     network, x = network_of(shape, level)
+    write_c(network.model, tmp_path)
+    check_c(tmp_path, x, network.predict(x))
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", packed_tests.BOOLEAN)
+def test_scores_in_c_of_a_network_of_bits(shape, tmp_path):
+    in_dim, params = packed_tests.BOOLEAN[shape]
+    network = BinaryNeuralNetwork(in_dim, 4, NetworkParams(network="boolnet", **params))
+    packed_tests.give_history(network.norms)
+    x = packed_tests.images(in_dim)
     write_c(network.model, tmp_path)
     check_c(tmp_path, x, network.predict(x))
 
@@ -264,6 +275,17 @@ def test_qonnx(name):
     check_scores(found, model.predict(x, verbose=0))
 
 
+@needs_compiler
+def test_a_keras_model_with_shortcuts_of_bits_is_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "FORMATS", {"C": export.FORMATS["C"]})
+    model = packed_tests.model_by_hand(packed_tests.with_bits_added())
+    export.export(model, tmp_path / "folder")
+    x = packed_tests.images((9, 8, 3))
+    check_c(tmp_path / "folder", x, model.predict(x, verbose=0))
+    record = json.loads((tmp_path / "folder/export.json").read_text())
+    assert record["network"].startswith("ternary, ")
+
+
 # --- Folders and refusals ---------------------------------------------------------------------
 
 
@@ -307,6 +329,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
         (["--quantizer", "scaled_sign"], "cannot export: its quantizer"),
         (["--rotate_first", "random"], "cannot export: its first layer is rotated"),
         (["--network", "residual"], "cannot export: its shortcuts are floats"),
+        (["--network", "gru"], "cannot export: its states are floats"),
         (["--epochs", "0"], "--export needs a trained network"),
     ],
 )

@@ -267,7 +267,7 @@ HOSTILE_HEADERS = {
     "a missing field": lambda h: h["steps"][2].pop("inputs"),
     "a later value": lambda h: h["steps"][2].update(inputs=[3]),
     "two values": lambda h: h["steps"][2].update(inputs=[1, 2]),
-    "another format": lambda h: h.update(format=3),
+    "another format": lambda h: h.update(format=4),
     "format 1": lambda h: h.update(format=1),
     "no about": lambda h: h.pop("about"),
 }

@@ -26,6 +26,11 @@ SHAPES = {
     "dense": ((4, 4, 2), {"conv": [], "max_pool": [], "fc": [70, 6]}),
     "only an output": ((4, 4, 1), {"conv": [], "max_pool": [], "fc": []}),
 }
+BOOLEAN = {
+    "odd": ((9, 7, 2), {"conv": [5, 70, 70], "max_pool": [1, 0, 1], "fc": [65]}),
+    "one channel": ((8, 8, 1), {"conv": [64, 64], "max_pool": [0, 0], "fc": [], "slices": 3}),
+    "no convolution": ((4, 4, 2), {"conv": [], "max_pool": [], "fc": [9]}),
+}
 LEVELS = {
     "binary": {},
     "ternary": {"levels": 3, "threshold": 0.05},
@@ -88,6 +93,20 @@ def test_packed_network_is_the_same_network(shape, level, tmp_path):
     packed.save(tmp_path / "network.packed")
     opened = PackedNetwork.load(tmp_path / "network.packed")
     np.testing.assert_array_equal(opened.predict(x), expected)
+
+
+@pytest.mark.parametrize("shape", BOOLEAN)
+def test_a_packed_network_of_bits_is_the_same_network(shape, tmp_path):
+    in_dim, params = BOOLEAN[shape]
+    network, x = network_with_history(in_dim, network="boolnet", **params)
+    packed = PackedNetwork.from_network(network)
+    np.testing.assert_array_equal(packed.predict(x), network.predict(x))
+    packed.save(tmp_path / "network.packed")
+    opened = PackedNetwork.load(tmp_path / "network.packed")
+    np.testing.assert_array_equal(opened.predict(x), network.predict(x))
+    used = {step.kind for step in opened.program.steps}
+    assert used >= ({"slices", "product", "scores"} | ({"logic"} if params["conv"] else set()))
+    assert "pixels product" not in used
 
 
 # --- Models built by hand ---------------------------------------------------------------------
@@ -169,8 +188,39 @@ MODELS = {
 }
 
 
+def with_bits_added():
+    """A residual network whose shortcuts are of one bit: sign(batch norm + bit)."""
+    images = keras.Input((9, 8, 3), dtype="uint8")
+    sign = lambda x: keras.layers.Activation(graph_ops.Sign())(x)  # noqa: E731
+    b = sign(norm()(conv(70, 3, None)(images)))
+    b = sign(keras.layers.Add()([norm()(conv(70)(b)), b]))
+    moved = sign(norm()(conv(33, 1, strides=2)(b)))
+    x = keras.layers.Add()([moved, norm()(conv(33, 3, strides=2, kernel="ternary")(b))])
+    x = norm()(dense(4)(flatten()(pool()(x))))
+    return keras.Model(images, x)
+
+
+def with_bits_joined():
+    """Slices of pixels, and shortcuts joined by XNOR and OR, one of them after pooling."""
+    images = keras.Input((9, 8, 3), dtype="uint8")
+    sign = lambda x: keras.layers.Activation(graph_ops.Sign())(x)  # noqa: E731
+    b = graph_ops.PixelSlices(30)(images)
+    b = sign(norm()(conv(70)(b)))
+    b = graph_ops.LogicMerge("xnor")([sign(norm()(conv(70)(b))), b])
+    y = sign(norm()(pool()(conv(70, kernel="ternary")(b))))
+    b = graph_ops.LogicMerge("or")([y, pool()(b)])
+    x = norm()(dense(4)(flatten()(b)))
+    return keras.Model(images, x)
+
+
+MODELS |= {"bits added": with_bits_added, "bits joined": with_bits_joined}
+
+
 def model_by_hand(layers, in_dim=(9, 8, 3)):
-    model = keras.Sequential([keras.Input(in_dim, dtype="uint8"), *layers])
+    if isinstance(layers, keras.Model):
+        model = layers
+    else:
+        model = keras.Sequential([keras.Input(in_dim, dtype="uint8"), *layers])
     give_history(layer for layer in model._flatten_layers() if isinstance(layer, norm))
     return model
 
