@@ -688,9 +688,13 @@ class BinaryNeuralNetwork:
 
     def _checked(self, x):
         """Images as an array that fits the network, or ValueError."""
-        x = np.asarray(x)
+        try:
+            x = np.asarray(x)
+        except ValueError:
+            raise ValueError("images must be an array, not lists of unequal length") from None
         if np.issubdtype(x.dtype, np.floating):
-            x = x.astype(np.float32, copy=False)
+            with np.errstate(over="ignore"):  # Infinity is refused below.
+                x = x.astype(np.float32, copy=False)
         require(
             x.ndim == 4 and x.shape[1:] == self.in_dim,
             f"images must have the shape (n, {', '.join(map(str, self.in_dim))}), not {x.shape}",

@@ -14,6 +14,7 @@ from bnn import BinaryNeuralNetwork, scaled
 from fast.store import Store
 from graph_ops import Clip, RotatedConv2D, Sign, Ternary
 from stream import INFERENCE_BATCH
+from utils import require
 
 # isort: split
 import keras
@@ -305,6 +306,7 @@ def measure_layers(
         If it is not known how a layer of the model multiplies.
     """
     latent = _stand_ins(model) if latent is None else latent
+    require(len(x) > 0, "there is not a single image")
     model = _keras_model(model, x)
     measured, floats = _probed(model, x, quantizer, latent)
     by_name = {layer.name: layer for layer in measured}

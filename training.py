@@ -11,7 +11,7 @@ import stream
 import walk
 from distribute import devices
 from fast.batches import batches_in_order, training_batches
-from graph_ops import Sign
+from graph_ops import Block, QuantConv2D, QuantDense, Sign
 from optimizers import AveragingAdam, Bop, FreezingAdam, LatentAdam
 from utils import TrainingParams, require
 
@@ -256,6 +256,7 @@ def fit(
     ConnectionError
         If a worker stops answering.
     """
+    _require_pixels(model, x)
     batch_size = min(params.batch_size, len(x))
     # What the loss is a mean of.
     over_classes = params.loss_mode == "hinge-loss" and teacher is None
@@ -279,6 +280,19 @@ def fit(
             for variable in model.non_trainable_weights:
                 variable.assign(devices.from_chief(strategy, variable.numpy()))
     return history
+
+
+def _require_pixels(model, x):
+    """Raise ValueError if a quantized layer would see uint8 images as floats up to 255."""
+    graph = walk.graph_of(model)
+    if x.dtype != np.uint8 or graph is None or model.inputs[0].dtype == "uint8":
+        return
+    quantized = QuantConv2D | QuantDense | Block
+    first = [step.layer for step in graph.steps if graph.inputs[0] in step.reads]
+    require(
+        not any(isinstance(layer, quantized) for layer in first),
+        "the images are uint8 and the model takes floats: give it keras.Input(..., dtype='uint8')",
+    )
 
 
 def _classes(model, x):
