@@ -23,7 +23,9 @@ import numpy as np
 
 IMAGES, LOSE = 1000, 1.0
 FILES = ("survey.md", "survey.json", "survey.html")
-# What others rank layers by, with the sign that makes more of it more harm.
+# All quantizers together.
+ALL = "all"
+# What layers are ranked by, with the sign that makes more of it more harm.
 PREDICTORS = {"predicted_r": -1, "r": -1, "angle_deg": 1, "sqnr_db": -1, "kurtosis": 1}
 
 
@@ -155,7 +157,8 @@ def rank_correlations(surveyed):
         For each quantizer the number of layers and, for each of `PREDICTORS`, [ρ, p]: ρ is positive
         where more harm is predicted where more is lost, and p is that of no correlation, by
         Student's t. None where one of the two does not vary. 'loss' says whether batch norm was
-        re-estimated.
+        re-estimated. The quantizer 'all' stands for all layers under all quantizers; these are not
+        independent, so p is None.
 
     Raises
     ------
@@ -166,15 +169,18 @@ def rank_correlations(surveyed):
     require(base is not None, "harm needs labels: the survey measured no accuracy")
     found = []
     for loss, key in (("as it is", "accuracy"), ("re-estimated", "refitted_accuracy")):
-        for name in surveyed["quantizers"]:
-            rows = [
-                {"kurtosis": layer["kurtosis"], **layer["quantizers"][name]}
-                for layer in surveyed["layers"]
-            ]
-            if key in rows[0]:
-                lost = [base - row[key] for row in rows]
-                of = {p: _spearman(s, p, rows, lost) for p, s in PREDICTORS.items()}
-                found.append({"quantizer": name, "loss": loss, "layers": len(rows), **of})
+        rows = [
+            {"name": name, "kurtosis": layer["kurtosis"], **layer["quantizers"][name]}
+            for layer in surveyed["layers"]
+            for name in surveyed["quantizers"]
+        ]
+        for name in [*surveyed["quantizers"], ALL] if key in rows[0] else ():
+            some = [row for row in rows if name in (row["name"], ALL)]
+            lost = [base - row[key] for row in some]
+            of = {p: _spearman(sign, p, some, lost) for p, sign in PREDICTORS.items()}
+            if name == ALL:
+                of = {p: value and [value[0], None] for p, value in of.items()}
+            found.append({"quantizer": name, "loss": loss, "layers": len(some), **of})
     return found
 
 

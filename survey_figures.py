@@ -94,8 +94,9 @@ def plot_curve(curve, plan, key):
     for number, order in enumerate(order for order in ("predicted", "measured") if order in curve):
         style = {"color": COLORS[number], "marker": MARKERS[number], "markersize": 3}
         line(curve[order], label=f"{curve['quantizer']}, layers in {order} order", **style)
-    if plan["tried"]:
-        line(plan["tried"], ":", color=COLORS[2], label="mixed, one limit on predicted r")
+    for number, order in enumerate(("predicted", "measured")):
+        if points := [point for point in plan["tried"] if point["by"] == order]:
+            line(points, ":", color=COLORS[number], label=f"mixed, one limit on the {order} harm")
     line([plan], "*", color=COLORS[5], markersize=12, label="plan")
     axis.axhline(100 * plan["float_accuracy"], **THEORY, linestyle="--", label="float32")
     axis.set_xscale("log")

@@ -85,51 +85,55 @@ class Planner:
             points.append({"layer": layer, **self.point(chosen)})
         return points
 
-    def choice(self, limit):
-        """For each layer the quantizer of fewest bytes whose predicted harm is within `limit`."""
-        chosen = {}
-        for layer in self.layers:
-            within = [name for name in self.names if harm(layer, name) <= limit]
-            cost = lambda name: layer["quantizers"][name]["bytes"]  # noqa: B023, E731
-            chosen[layer["name"]] = min(within, key=cost) if within else None
-        return chosen
-
     def plan(self, lose):
         """The fewest bytes that cost at most `lose` points of accuracy.
 
-        One limit on the predicted harm holds for all layers; bisection finds the largest that the
-        measured accuracy allows.
+        One limit on the harm holds for all layers, and each takes the quantizer of fewest bytes
+        within it. Bisection finds the largest limit that the accuracy of the whole allows: once
+        for the predicted harm, and once for the accuracy that is lost with the layer alone
+        quantized.
 
         Returns
         -------
         dict
-            lose, limit, float_accuracy, float_bytes, bytes, accuracy, refitted_accuracy,
-            quantizers by layer (None: float32), and every point that was tried.
+            lose, by ('predicted' or 'measured', of which the better is returned), limit,
+            float_accuracy, float_bytes, bytes, accuracy, refitted_accuracy, quantizers by layer
+            (None: float32), and every point that was tried.
         """
-        base = self.point({})
-        limits = sorted({harm(layer, name) for layer in self.layers for name in self.names})
-        low, high, tried = -1, len(limits), []
-        chosen, found = dict.fromkeys(self.sites), base
-        with tqdm(desc="plan", unit="point", disable=not self.progress) as bar:
+        base, tried = self.point({}), []
+        lowest = base["accuracy"] - lose / 100 - 1e-9
+        measured = lambda layer, name: -best(layer["quantizers"][name])  # noqa: E731
+        found = []
+        for by, of in (("predicted", harm), ("measured", measured)):
+            limits = sorted({of(layer, name) for layer in self.layers for name in self.names})
+            low, high = -1, len(limits)
+            plan = {"by": by, "limit": None, **base, "quantizers": dict.fromkeys(self.sites)}
             while high - low > 1:
                 middle = (low + high) // 2
-                candidate = self.choice(limits[middle])
-                point = self.point(candidate)
-                tried.append({"limit": limits[middle], **point})
-                bar.update()
-                if best(point) >= base["accuracy"] - lose / 100 - 1e-9:
-                    low, chosen, found = middle, candidate, point
+                chosen = self._choice(of, limits[middle])
+                point = {"by": by, "limit": limits[middle], **self.point(chosen)}
+                tried.append(point)
+                if best(point) >= lowest:
+                    low, plan = middle, {**point, "quantizers": chosen}
                 else:
                     high = middle
+            found.append(plan)
         return {
             "lose": lose,
-            "limit": limits[low] if low >= 0 else 0.0,
             "float_accuracy": base["accuracy"],
             "float_bytes": self.bytes_of({}),
-            **found,
-            "quantizers": chosen,
-            "tried": sorted(tried, key=lambda point: point["limit"]),
+            **min(found, key=lambda plan: plan["bytes"]),
+            "tried": sorted(tried, key=lambda point: point["bytes"]),
         }
+
+    def _choice(self, of, limit):
+        """For each layer the quantizer of fewest bytes whose harm is within the limit, or None."""
+        chosen = {}
+        for layer in self.layers:
+            within = [name for name in self.names if of(layer, name) <= limit]
+            cost = {name: layer["quantizers"][name]["bytes"] for name in within}
+            chosen[layer["name"]] = min(cost, key=cost.get, default=None)
+        return chosen
 
 
 # --- The model that a plan describes ----------------------------------------------------------

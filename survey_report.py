@@ -97,7 +97,8 @@ def _plan_table(plan):
     accuracy = plan.get("refitted_accuracy", plan["accuracy"])
     remark = (
         f"At most {plan['lose']:g} points of accuracy are lost: {accuracy:.2%} of "
-        f"{plan['float_accuracy']:.2%}, with {plan['bytes']:,} bytes of {plan['float_bytes']:,}."
+        f"{plan['float_accuracy']:.2%}, with {plan['bytes']:,} bytes of {plan['float_bytes']:,}. "
+        f"One limit on the {plan['by']} harm holds for all layers."
     )
     rows = [(name, chosen or "float32", bits_of(chosen)) for name, chosen in _chosen(plan)]
     return "Plan", remark, ("layer", "quantizer", "bits"), rows
@@ -117,7 +118,10 @@ def correlation_table(rows):
 
 
 def _rho(found):
-    return "–" if found is None else "{:+.2f} (p {:.2g})".format(*found)
+    if found is None:
+        return "–"
+    rho, p = found
+    return f"{rho:+.2f}" if p is None else f"{rho:+.2f} (p {p:.2g})"
 
 
 def summary(surveyed):

@@ -370,8 +370,12 @@ def test_a_plan_costs_no_more_than_it_may(trained, surveyed):
     assert surveyed["accuracy"] == pytest.approx(accuracy(*trained))
     assert plan["refitted_accuracy"] >= surveyed["accuracy"] - 0.02
     assert plan["bytes"] < plan["float_bytes"] / 3
-    sizes = [point["bytes"] for point in plan["tried"]]
-    assert sizes == sorted(sizes, reverse=True)
+    for by in ("predicted", "measured"):
+        tried = [point for point in plan["tried"] if point["by"] == by]
+        # The higher the limit, the fewer the bytes.
+        assert [p["limit"] for p in tried] == sorted((p["limit"] for p in tried), reverse=True)
+        within = [p for p in tried if p["refitted_accuracy"] >= surveyed["accuracy"] - 0.02]
+        assert plan["bytes"] <= min(point["bytes"] for point in within)
     assert set(plan["quantizers"]) == {layer["name"] for layer in surveyed["layers"]}
     for order in ("predicted", "measured"):
         curve = surveyed["curve"][order]
@@ -443,15 +447,16 @@ def test_rank_correlations():
 
     made = [layer(0.9, 0.88, 3.0), layer(0.8, 0.8, 2.0), layer(0.7, 0.5, 1.0), layer(0.6, 0.4, 0.0)]
     surveyed = {"accuracy": 0.9, "quantizers": ["sign"], "layers": made}
-    (values,) = survey.rank_correlations(surveyed)
+    values, together = survey.rank_correlations(surveyed)
     assert (values["layers"], values["loss"]) == (4, "as it is")
     assert values["predicted_r"] == values["sqnr_db"] == pytest.approx([1, 0])
     assert values["kurtosis"] == pytest.approx([-1, 0])
     assert values["angle_deg"] is None
+    assert together["quantizer"] == "all" and together["r"] == [values["r"][0], None]
     # Of a quantizer that leaves nothing of a layer, that layer does not count.
     made[3]["quantizers"]["sign"]["r"] = None
     made[2]["quantizers"]["sign"]["r"] = 0.85
-    (values,) = survey.rank_correlations(surveyed)
+    values, together = survey.rank_correlations(surveyed)
     assert values["r"][0] == pytest.approx(0.5)
     assert values["r"][1] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="labels"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
+from survey import ALL as EVERY
 from survey import PREDICTORS, rank_correlations
 from survey_figures import plot_harm
 from survey_report import correlation_table, grid
@@ -49,6 +50,8 @@ def harm(surveys):
     ]
     kinds = dict.fromkeys((row["quantizer"], row["loss"]) for row in rows)
     for quantizer, loss in kinds if len(surveys) > 1 else ():
+        if quantizer == EVERY:
+            continue
         alike = [row for row in rows if (row["quantizer"], row["loss"]) == (quantizer, loss)]
         layers = sum(row["layers"] for row in alike)
         together = {p: _combined(p, alike) for p in PREDICTORS}
@@ -94,7 +97,7 @@ def write_csv(rows, file):
     writer.writerow([*known, *(f"{p} {kind}" for p in PREDICTORS for kind in ("rho", "p"))])
     for row in rows:
         values = [part for p in PREDICTORS for part in row[p] or ("", "")]
-        formed = [f"{value:.3g}" if value != "" else "" for value in values]
+        formed = [f"{v:.3g}" if isinstance(v, float) else "" for v in values]
         writer.writerow([*(row[key] for key in known), *formed])
 
 
