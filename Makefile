@@ -44,9 +44,9 @@ cluster-demo: .venv/installed  ## two workers on this machine, as TF_CONFIG make
 bench: .venv/installed  ## training and inference against the clock: 15 minutes, or 2 with FLAGS=--quick
 	$(BIN)/python -m tools.benchmark $(FLAGS)
 
-notebooks: $(DEMO)  ## run both notebooks on the demo's network, or on BNN_CHECKPOINT
+notebooks: $(DEMO)  ## run the notebooks, on the demo's network or on BNN_CHECKPOINT
 	mkdir -p output/notebooks
-	for notebook in hd_figures gen_plots; do \
+	for notebook in hd_figures gen_plots survey; do \
 		$(BIN)/jupyter-execute --output=output/notebooks/$$notebook.ipynb $$notebook.ipynb || exit 1; \
 	done
 

@@ -180,17 +180,10 @@ def _taps(product):
     A list of arrays of shape (outputs, taps); empty where it is the last axis that is multiplied.
     """
     layer, sizes = product.layer, tuple(product.inputs.shape[1:-1])
-    kinds = keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D
-    transposed = tuple(getattr(keras.layers, f"Conv{rank}DTranspose") for rank in (1, 2, 3))
-    depthwise = keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D
-    separable = keras.layers.SeparableConv1D, keras.layers.SeparableConv2D
-    if product.part == "pointwise_kernel" or not isinstance(
-        layer, (*kinds, *transposed, *depthwise, *separable)
-    ):
+    if product.part == "pointwise_kernel" or not hasattr(layer, "kernel_size"):
         return []
-    options = layer.kernel_size, layer.strides, layer.dilation_rate
-    outputs = [None] * len(sizes)
-    if isinstance(layer, transposed):
+    options, outputs = (layer.kernel_size, layer.strides, layer.dilation_rate), [None] * len(sizes)
+    if hasattr(layer, "output_padding"):  # Transposed.
         outputs = layer.compute_output_shape(product.inputs.shape)[1:-1]
     return [
         _axis_taps(n, out, *option, layer.padding)
@@ -201,7 +194,7 @@ def _taps(product):
 def _axis_taps(length, outputs, size, stride, rate, padding):
     taps = np.arange(size) * rate
     window = products.Window((size,), (stride,), (rate,), "valid" if padding == "valid" else "same")
-    if outputs is not None:  # Transposed: the outputs of a convolution are its inputs.
+    if outputs is not None:  # The outputs of a convolution are a transposed one's inputs.
         before = window.outputs_and_padding((outputs,))[0][1][0]
         where = np.arange(outputs)[:, None] + before - taps
         index, hit = where // stride, where % stride == 0
