@@ -3,11 +3,11 @@
 Every `plot_` function returns a matplotlib figure.
 """
 
-from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import norm
 
@@ -15,7 +15,10 @@ import geometry
 from utils import atomic_path
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F3C8D")
+COLORS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"),
+    *("#D55E00", "#8C8C00", "#7F3C8D", "#8B4513", "#777777"),
+)
 LINES = ("-", "--", "-.", ":")
 MARKERS = "os^Dv<>PX*hd"
 THEORY = {"color": "black", "linewidth": 1.2}
@@ -252,41 +255,45 @@ def plot_rotated(samples):
     return figure
 
 
-def _ternary_axes(widest):
-    """Angle and share of zeros against the threshold up to `widest`, by the Gaussian theory."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
-    tau = np.linspace(0, widest, 300)
-    angle = np.degrees(np.arccos(geometry.ternary_cosine(tau)))
-    zeros = 100 * geometry.ternary_zero_fraction(tau)
-    best = geometry.optimal_ternary_threshold()
-    for axis, line in ((left, angle), (right, zeros)):
-        axis.plot(tau, line, label="Gaussian theory", **THEORY)
-        label = f"least angle: t/σ = {best:.3f}"
-        axis.axvline(best, color="grey", linestyle=":", label=label)
-        axis.set_xlabel("threshold t/σ")
-    left.set_ylabel("angle(w$^c$, w$^b$) (degrees)")
-    right.set_ylabel("share of zero weights (%)")
-    return figure, left, right
-
-
 def plot_ternary(samples, networks):
-    """Angle and share of zeros of a ternarized Gaussian against the threshold.
+    """Ternary weights against their threshold: angle, share of zeros, distance to the theory.
 
     Parameters
     ----------
     samples : dict
-        Threshold τ = t/σ to (angle in radians, share of zeros), sampled.
+        Threshold τ = t/σ to (angle in radians, share of zeros) of sampled Gaussian vectors.
     networks : dict
         Name of a trained network to one row (τ, angle in radians, share of zeros) per layer, as
         `report.ternary_layers` reads them.
     """
-    figure, left, right = _ternary_axes(max(samples))
-    sampled = np.column_stack([list(samples), list(samples.values())])
-    for i, (name, rows) in enumerate({"samples": sampled, **networks}.items()):
-        tau, angles, zeros = np.transpose(rows)
-        style = {**_layer_marker(i), "linestyle": ""}
-        left.plot(tau, np.degrees(angles), label=name, **style)
-        right.plot(tau, 100 * zeros, label=name, **style)
+    figure, (left, right, rows) = plt.subplots(1, 3, figsize=(11, 3.3), width_ratios=(1, 1, 1.2))
+    trained = np.concatenate([*networks.values(), np.empty((0, 3))])
+    tau = np.linspace(0, max(1.0, *samples, *(1.2 * trained[:, 0])), 300)
+    best = geometry.optimal_ternary_threshold()
+    sampled = np.array([(tau, *pair) for tau, pair in samples.items()]).reshape(-1, 3)
+    for axis, column, theory, label in (
+        (left, 1, np.degrees(np.arccos(geometry.ternary_cosine(tau))), "angle (degrees)"),
+        (right, 2, 100 * geometry.ternary_zero_fraction(tau), "share of zero weights (%)"),
+    ):
+        scale = np.degrees(1) if column == 1 else 100
+        axis.plot(tau, theory, label="Gaussian, theory", **THEORY)
+        axis.axvline(best, color="grey", linestyle=":", label=f"least angle: t/σ = {best:.3f}")
+        for points, name, style in (
+            (sampled, "Gaussian, sampled", {"marker": "o", "color": COLORS[0]}),
+            (trained, "layers of trained networks", {"marker": ".", "color": COLORS[5]}),
+        ):
+            if len(points):
+                x, y = points[:, 0], scale * points[:, column]
+                axis.plot(x, y, linestyle="", label=name, **style)
+        axis.set(xlabel="threshold t/σ", ylabel=label)
+    for row, points in enumerate(networks.values()):
+        off = np.degrees(points[:, 1] - np.arccos(geometry.ternary_cosine(points[:, 0])))
+        rows.plot(off, np.full(len(off), row), "o", color=COLORS[5], alpha=0.6, markersize=4)
+    rows.axvline(0, **THEORY)
+    rows.set_yticks(range(len(networks)), networks, fontsize=7)
+    rows.set(
+        xlabel="angle above the Gaussian theory (degrees)", ylim=(max(len(networks), 1) - 0.5, -0.5)
+    )
     _legend_below(figure, left)
     return figure
 
@@ -322,7 +329,8 @@ def plot_layer_angles(layers):
     """Distribution over units of angle(w^c, w^b), layer by layer: zoomed, and over [0, π].
 
     Each layer's histogram is scaled to its own peak and stands on a line of its own, with the
-    mean ± sd that Gaussian weights would show below it.
+    mean ± sd that Gaussian weights would show below it. For many dimensions this is 37.07° with
+    the sign, which is drawn unless all layers are ternary.
 
     Parameters
     ----------
@@ -333,19 +341,21 @@ def plot_layer_angles(layers):
     """
     size = (8.4, 0.4 * len(layers) + 1.3)
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 2))
-    limit = np.degrees(geometry.binary_angle())
-    spreads = False
+    binary = any(np.isfinite(layer.theory[1]) for layer in layers)
     for row, layer in enumerate(reversed(layers)):
         angles = np.degrees(layer.angles[np.isfinite(layer.angles)])
         heights, edges = np.histogram(angles, "auto")
         heights = row + 0.75 * heights / max(heights.max(), 1)
         mean, sd = np.degrees(layer.theory)
-        spreads |= bool(np.isfinite(sd))
         for axis in axes:
             axis.stairs(heights, edges, baseline=row, fill=True, color=COLORS[4])
             theory = axis.errorbar(mean, row - 0.1, xerr=sd, fmt=".", color="black", capsize=2)
+    labels = {f"Gaussian, mean{' ± sd at this d' if binary else ' at this threshold'}": theory}
+    limit = np.degrees(geometry.binary_angle())
     for axis in axes:
-        line = axis.axvline(limit, label=f"binary Gaussian, d → ∞: {limit:.2f}°", **THEORY)
+        if binary:
+            label = f"binary Gaussian, d → ∞: {limit:.2f}°"
+            labels[label] = axis.axvline(limit, label=label, **THEORY)
         axis.set_xlabel("angle(w$^c$, w$^b$) (degrees)")
     zoomed, whole = axes
     zoomed.set_yticks(
@@ -355,40 +365,60 @@ def plot_layer_angles(layers):
     whole.axvline(90, color="grey", linewidth=0.8, linestyle=":")
     whole.annotate("random pair", (93, 0.95), xycoords=("data", "axes fraction"), color="grey")
     whole.set(xlim=(0, 180), xticks=range(0, 181, 45))
-    expected = "Gaussian, mean ± sd at this d" if spreads else "Gaussian, mean at this threshold"
-    labels = {expected: theory, line.get_label(): line}
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=2)
     return figure
 
 
 def plot_angle_scaling(layers):
-    """Standard deviation of the angles against fan-in d, with the Gaussian d^(−1/2) line.
+    """Standard deviation of the angles against fan-in d; that of the cosines over the i.i.d. one.
+
+    Power laws are fitted to the convolutional layers, with the first one and without it. Bars are
+    standard errors. Layers whose units do not differ are left out.
 
     Parameters
     ----------
     layers : sequence
-        As for `plot_layer_angles`.
+        As for `plot_layer_angles`, with `convolutional`, `first` and `spread_ratio`.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 3.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6))
+    layers = [layer for layer in layers if np.nanstd(layer.angles) > 0]
     d = np.array([layer.fan_in for layer in layers], float)
-    span = np.unique(np.rint(np.geomspace(d.min() / 2, d.max() * 2, 200)))
-    axis.loglog(
-        span, np.degrees(geometry.angle_moments(span)[1]), label="Gaussian theory", **THEORY
-    )
+    sd = np.degrees([np.nanstd(layer.angles) for layer in layers])
+    relative = np.array([1 / np.sqrt(2 * len(layer.angles)) for layer in layers])
+    low, high = (d.min() / 2, d.max() * 2) if len(d) else (1, 10)
+    span = np.unique(np.rint(np.geomspace(low, high, 200)))
+    left.plot(span, np.degrees(geometry.angle_moments(span)[1]), label="Gaussian", **THEORY)
+    convs = np.array([layer.convolutional for layer in layers], bool)
+    inner = convs & np.array([not layer.first for layer in layers], bool)
+    for kept, name, color in ((convs, "all conv", COLORS[5]), (inner, "without conv_1", COLORS[0])):
+        if len(np.unique(d[kept])) > 1:
+            power = geometry.scaling_exponent(d[kept], sd[kept])
+            middle = np.exp(np.log(sd[kept]).mean() - power * np.log(d[kept]).mean())
+            ends = np.array([d[kept].min(), d[kept].max()])
+            label = f"fit, {name}: d$^{{{power:.2f}}}$".replace("-", "−")
+            left.plot(ends, middle * ends**power, "--", color=color, label=label)
     for i, layer in enumerate(layers):
-        spread = np.degrees(np.nanstd(layer.angles))
-        if spread > 0:  # A single unit has none.
-            axis.plot(layer.fan_in, spread, linestyle="", label=layer.name, **_layer_marker(i))
-    axis.set(xlabel="fan-in d", ylabel="sd of angle(w$^c$, w$^b$) over units (degrees)")
-    _plain_ticks(axis.yaxis)
-    figure.legend(loc="outside right center", fontsize=7)
+        style = {**_layer_marker(i), "linestyle": "", "capsize": 2}
+        left.errorbar(d[i], sd[i], sd[i] * relative[i], label=layer.name, **style)
+        right.errorbar(i, layer.spread_ratio, layer.spread_ratio * relative[i], **style)
+    factor = geometry.SPREAD_FACTOR
+    right.axhspan(1 / factor, factor, color="grey", alpha=0.2, label=f"within a factor {factor}")
+    right.axhline(1, label="independent weights", **THEORY)
+    left.set(xlabel="fan-in d", ylabel="sd of angle(w$^c$, w$^b$) over units (degrees)")
+    left.set(xscale="log", yscale="log")
+    _plain_ticks(left.yaxis)
+    right.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=30)
+    right.set(xlabel="layer", ylabel="sd of the cosine / that of i.i.d. weights")
+    right.legend(loc="upper right", fontsize=7)
+    left.legend(fontsize=7, ncols=2, loc="lower left")
     return figure
 
 
 def plot_dot_products(layers, which):
     """2-D histograms of dot products before and after quantization, layer by layer.
 
-    Sign changes lie in the shaded quadrants.
+    Sign changes lie in the shaded quadrants. The line is the regression of y on x. Colours are
+    shares of a layer's pairs, on one scale for all layers.
 
     Parameters
     ----------
@@ -402,34 +432,42 @@ def plot_dot_products(layers, which):
         "permuted": ("permuted A·w$^c$", "permuted A·w$^b$"),
     }[which]
     layers = [layer for layer in layers if getattr(layer, which) is not None]
+    pairs = [getattr(layer, which) for layer in layers]
+    shares = [np.ma.masked_equal(one.histogram.T / one.histogram.sum(), 0) for one in pairs]
+    norm_of_all = LogNorm(min(map(np.min, shares)), max(map(np.max, shares)))
     figure, axes = _grid(len(layers))
-    for layer, axis in zip(layers, axes, strict=True):
-        _draw_pairs(axis, getattr(layer, which))
-        axis.set_title(layer.name, loc="left", fontsize=9)
-    for axis in axes:
+    for layer, axis, one, share in zip(layers, axes, pairs, shares, strict=True):
+        image = _draw_pairs(axis, one, share, norm_of_all)
+        title = f"{layer.name}: r = {one.r:.3f}, slope {one.slope:.2f}"
+        axis.set_title(f"{title}\nsign changes {one.sign_changes:.1%}", loc="left", fontsize=8)
         axis.set(xlabel=labels[0], ylabel=labels[1])
+    figure.colorbar(image, ax=list(axes), label="share of the layer's pairs", shrink=0.6, pad=0.02)
     return figure
 
 
-def _draw_pairs(axis, statistics):
-    left, right, bottom, top = statistics.extent
-    counts = np.ma.masked_equal(statistics.histogram.T, 0)
-    axis.imshow(
-        counts, origin="lower", extent=statistics.extent, aspect="auto", cmap="viridis", norm="log"
+def _draw_pairs(axis, pairs, share, colors):
+    left, right, bottom, top = pairs.extent
+    image = axis.imshow(
+        share, origin="lower", extent=pairs.extent, aspect="auto", cmap="viridis", norm=colors
     )
+    x, y = (
+        np.linspace(*ends, n + 1)
+        for ends, n in zip(((left, right), (bottom, top)), pairs.histogram.shape, strict=True)
+    )
+    weights = [pairs.histogram.sum(axis=1), pairs.histogram.sum(axis=0)]
+    middles = [(edges[1:] + edges[:-1]) / 2 for edges in (x, y)]
+    mean_x, mean_y = (np.average(m, weights=w) for m, w in zip(middles, weights, strict=True))
+    ends = np.array([left, right])
+    axis.plot(ends, mean_y + pairs.slope * (ends - mean_x), color=COLORS[5], linewidth=1)
     for x0, y0, width, height in ((left, 0, -left, top), (0, bottom, right, -bottom)):
         axis.add_patch(plt.Rectangle((x0, y0), width, height, color="grey", alpha=0.25, zorder=0))
     axis.axhline(0, color="grey", linewidth=0.6)
     axis.axvline(0, color="grey", linewidth=0.6)
-    axis.text(
-        0.03,
-        0.97,
-        f"r = {statistics.r:.3f}\nsign changes {statistics.sign_changes:.1%}",
-        transform=axis.transAxes,
-        va="top",
-        fontsize=8,
-        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
-    )
+    # Only as far as there are pairs, and to zero.
+    for edges, counts, limit in zip((x, y), weights, (axis.set_xlim, axis.set_ylim), strict=True):
+        filled = np.flatnonzero(counts)
+        limit(min(edges[filled[0]], 0), max(edges[filled[-1] + 1], 0))
+    return image
 
 
 def plot_weights(layers):
@@ -546,29 +584,34 @@ def plot_spectra(layers):
 def plot_filters(layer, count=32):
     """Filters of the first layer, latent above binarized, in the colours of the image channels.
 
+    They are ordered by the r of their dot products, which stands above each.
+
     Parameters
     ----------
     layer : measure.LayerMeasurement
         With one or three input channels.
     count : int
-        How many of them.
+        How many of them, from the lowest to the highest r.
     """
-    count = min(count, layer.wc.shape[-1])
-    columns = min(16, count)
-    rows = -(-count // columns)
+    r = layer.weights_dot.unit_r
+    order = np.argsort(r)[: np.isfinite(r).sum() or None]
+    units = order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
+    columns = min(16, len(units))
+    rows = -(-len(units) // columns)
     figure, axes = plt.subplots(
-        2 * rows, columns, figsize=(0.5 * columns, 1.05 * rows + 0.3), squeeze=False
+        2 * rows, columns, figsize=(0.55 * columns, 1.3 * rows + 0.4), squeeze=False
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    for unit in range(count):
-        row, column = divmod(unit, columns)
+    for place, unit in enumerate(units):
+        row, column = divmod(place, columns)
+        axes[2 * row, column].set_title(f"{r[unit]:.2f}".replace("-", "−"), fontsize=7)
         for offset, kernel in enumerate((layer.wc, layer.wb)):
             pixels = kernel[..., unit] / np.abs(kernel[..., unit]).max(initial=1e-30)
             axes[2 * row + offset, column].imshow(
                 (pixels + 1) / 2, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
             )
-    figure.suptitle(f"{layer.name}: w$^c$ above its w$^b$", fontsize=9)
+    figure.suptitle(f"{layer.name}: r of the unit, w$^c$, w$^b$", fontsize=9)
     return figure
 
 
@@ -601,126 +644,210 @@ def plot_rotation(correlations):
     Parameters
     ----------
     correlations : dict
-        From `measure.rotation_correlations`.
+        From `experiments.rotation_correlations`.
     """
-    figure, axis = plt.subplots(figsize=(5.2, 3))
+    figure, axis = plt.subplots(figsize=(5.6, 3.2))
     names = {"as is": "as is", "random": "random\nrotation", "pca": "principal\naxes", "zca": "ZCA"}
-    for i, (what, hatch) in enumerate((("weights", ""), ("patches", "//"), ("both", ".."))):
-        x = np.arange(len(names)) + 0.27 * (i - 1)
-        heights = [correlations[name][what] for name in names]
-        label = {"both": "both quantized"}.get(what, f"{what} quantized")
-        bars = axis.bar(x, heights, 0.25, color=COLORS[i], hatch=hatch, label=label)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=2, bbox=box)
     cosine = np.cos(geometry.binary_angle())
-    axis.axhline(cosine, label=f"uncorrelated inputs: {cosine:.3f}", linestyle="--", **THEORY)
+    axis.axhline(cosine, label=f"uncorrelated inputs: {cosine:.3f}", zorder=0, **THEORY)
+    for i, what in enumerate(("weights", "patches", "both")):
+        heights = [correlations[name][what] for name in names]
+        x = np.arange(len(names)) + 0.27 * (i - 1)
+        bars = axis.bar(x, heights, 0.25, color=COLORS[(0, 4, 1)[i]], label=f"{what} quantized")
+        # Inside the bars, where no line can cross them.
+        color = "white" if i == 0 else "black"
+        axis.bar_label(bars, fmt="%.2f", fontsize=7, label_type="center", color=color)
     axis.set_xticks(range(len(names)), names.values())
-    axis.set(ylabel="r with A·w$^c$", ylim=(min(0, *axis.get_ylim()), 1.25))
-    axis.legend(fontsize=7, ncols=2, loc="upper left")
+    axis.set(ylabel="pooled r with A·w$^c$", ylim=(min(0, *axis.get_ylim()), 1))
+    figure.legend(fontsize=7, ncols=2, loc="outside lower center")
     return figure
 
 
-def plot_substitution(accuracies, trained):
-    """Test accuracy with latent weights in place of quantized ones.
+def plot_substitution(accuracies, images):
+    """Test accuracy with latent weights in place of quantized ones, a row a layer.
 
     Parameters
     ----------
     accuracies : dict
-        From `measure.substitution_accuracies`.
-    trained : float
-        Accuracy of the network as trained.
+        From `experiments.substitution_accuracies`: 'none' is the network as trained.
+    images : int
+        Test images, which give the sampling error.
     """
-    figure, axis = plt.subplots(figsize=(6.2, 3))
-    for i, (label, hatch) in enumerate((("as it is", ""), ("batch norm re-estimated", "//"))):
-        x = np.arange(len(accuracies)) + 0.4 * (i - 0.5)
-        heights = [100 * pair[i] for pair in accuracies.values()]
-        axis.bar(x, heights, 0.38, color=COLORS[5 * (1 - i)], hatch=hatch, label=label)
-    axis.axhline(100 * trained, label=f"as trained: {trained:.2%}", linestyle="--", **THEORY)
-    axis.set_xticks(range(len(accuracies)), accuracies, rotation=30)
-    axis.set(ylabel="test accuracy (%)", xlabel="layer with w$^c$ in place of w$^b$", ylim=(0, 115))
-    axis.set_yticks(range(0, 101, 20))
-    axis.legend(fontsize=7, ncols=3, loc="upper left")
-    return figure
-
-
-def plot_thresholds(layers, networks):
-    """Angle and share of zeros against the ternary threshold, with the layers as points.
-
-    Parameters
-    ----------
-    layers : sequence of measure.LayerMeasurement
-        A binary network's lie at threshold 0.
-    networks : dict
-        Trained ternary networks to compare with, in grey; as `plot_ternary` takes them.
-    """
-    taus = [layer.tau for layer in layers]
-    taus += [tau for rows in networks.values() for tau in rows[:, 0]]
-    figure, left, right = _ternary_axes(max(1.0, 1.2 * max(taus)))
-    for marker, (name, rows) in zip(cycle("x+1234"), networks.items(), strict=False):
-        tau, angles, zeros = np.transpose(rows)
-        style = {"marker": marker, "linestyle": "", "color": "grey", "markersize": 4}
-        left.plot(tau, np.degrees(angles), label=name, **style)
-        right.plot(tau, 100 * zeros, label=name, **style)
-    for i, layer in enumerate(layers):
-        style = {**_layer_marker(i), "linestyle": ""}
-        degrees = np.degrees(layer.angles)
-        left.errorbar(
-            layer.tau, np.nanmean(degrees), np.nanstd(degrees), label=layer.name, capsize=2, **style
+    size = (8.4, 0.28 * len(accuracies) + 1.2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
+    rows, (as_it_is, refitted) = np.arange(len(accuracies)), np.transpose([*accuracies.values()])
+    trained = as_it_is[list(accuracies).index("none")]
+    error = 100 * np.sqrt(refitted * (1 - refitted) / images)
+    left.barh(rows, 100 * as_it_is, 0.7, color=COLORS[4])
+    right.errorbar(100 * refitted, rows, xerr=error, fmt="o", color=COLORS[0], capsize=2)
+    for row, accuracy in enumerate(refitted):
+        right.annotate(
+            f"{accuracy:.2%}",
+            (1.02, row),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=7,
         )
-        right.plot(layer.tau, 100 * np.mean(layer.wb == 0), label=layer.name, **style)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    for axis in (left, right):
+        axis.axvline(100 * trained, label=f"as trained: {trained:.2%}", **THEORY)
+    left.set_yticks(rows, accuracies)
+    left.set(xlabel="test accuracy (%), batch norm as it is", xlim=(0, 100))
+    left.set_ylabel("w$^c$ in place of w$^b$ in")
+    left.invert_yaxis()
+    right.set_xlabel("test accuracy (%), batch norm re-estimated")
+    _legend_below(figure, right)
     return figure
 
 
 def plot_angle_history(rows):
     """Angle and r of every layer over the epochs of a training, from before the first step.
 
+    r is drawn twice: from 0.85 on, and over its whole range.
+
     Parameters
     ----------
     rows : sequence of dict
         From `geometry_log.read_geometry`.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
+    figure, axes = plt.subplot_mosaic([["angle", "high"], ["angle", "r"]], figsize=(8.8, 4.2))
     for i, name in enumerate(dict.fromkeys(row["layer"] for row in rows)):
         own = [row for row in rows if row["layer"] == name]
         epochs = [row["epochs"] for row in own]
-        left.plot(epochs, [row["angle"] for row in own], label=name, **_layer_style(i))
-        right.plot(epochs, [row["r"] for row in own], label=name, **_layer_style(i))
+        for key, axis in axes.items():
+            values = [row["angle" if key == "angle" else "r"] for row in own]
+            axis.plot(epochs, values, label=name, **_layer_style(i))
     gaussian = np.degrees(geometry.binary_angle())
-    for value, text in ((30, "uniform, binary"), (gaussian, "Gaussian, binary")):
-        left.axhline(value, color="grey", linewidth=0.8, linestyle=":")
-        left.annotate(
-            f"{text}: {value:.2f}°",
-            (1, value),
+    for reference, text in ((30, "uniform"), (gaussian, "Gaussian")):
+        axes["angle"].axhline(reference, color="grey", linewidth=0.8, linestyle=":")
+        # Beside the axis, where no layer is drawn.
+        axes["angle"].annotate(
+            f"{text}\n{reference:.2f}°",
+            (1.01, reference),
             xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
+            va="center",
             fontsize=7,
             color="grey",
         )
-    left.set(xlabel="epochs of training", ylabel="mean angle(w$^c$, w$^b$) (degrees)")
-    right.set(xlabel="epochs of training", ylabel="r of A·w$^b$ with A·w$^c$")
-    for axis in (left, right):
+    axes["angle"].set_ylabel("mean angle(w$^c$, w$^b$) (degrees)")
+    axes["high"].set(ylabel="r, from 0.85", ylim=(0.85, 1))
+    axes["r"].set_ylabel("pooled r of A·w$^b$ with A·w$^c$")
+    for axis in axes.values():
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize=7)
+        axis.set_xlabel("epochs of training")
+    labels = axes["angle"].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside right center", fontsize=7)
     return figure
 
 
-def run_figures(layers, folder, history=()):
-    """Write the figures of a trained network to `folder`, as PNG and PDF.
+# --- All of them ------------------------------------------------------------------------------
 
-    `history` is what `geometry_log.read_geometry` gives, and without it there is no figure of it.
+# Title and what to see, of the figures of a network.
+CAPTIONS = {
+    "weights_dot": (
+        "Dot products with latent and with quantized weights",
+        "Each panel is a layer. Where the pairs lie along the line, quantization only rescales the "
+        "dot products by its slope. Compare the first layer with the others: its cloud is wide, "
+        "and many pairs change their sign (shaded quadrants).",
+    ),
+    "angle_history": (
+        "The geometry over the training",
+        "Uniform weights start at 30°. In the first epoch the angles rise, and so does r, except "
+        "in the first layer, where it falls. r is highest after the first epochs and falls a "
+        "little later, while the angles grow on.",
+    ),
+    "angles": (
+        "Angles between latent and quantized weights",
+        "The histograms of the wide layers are narrow. Their distance to the black marks "
+        "is the difference between the weights of the layer and Gaussian ones.",
+    ),
+    "angle_scaling": (
+        "Spread of the angles",
+        "Left: the slope of the fit depends on the first layer. Right: a layer above the grey band "
+        "has units that differ more than independent draws of weights would.",
+    ),
+    "activations_dot": (
+        "Dot products with float and with quantized activations",
+        "As the first figure, for the inputs of the layers instead of their weights.",
+    ),
+    "permutation": (
+        "r with permuted inputs",
+        "The squares lie on the cosine of the angle, the circles far above it: the difference is "
+        "the effect of the structure of the inputs. Bars are standard deviations over units.",
+    ),
+    "permuted": (
+        "Dot products with permuted inputs",
+        "As the first figure, after the permutation. The clouds are wider. r is pooled: it is "
+        "above the cosine of the angle where units differ in their mean.",
+    ),
+    "predicted": (
+        "r of each unit, predicted and measured",
+        "The points lie on the line: the covariance of the inputs determines r.",
+    ),
+    "spectra": (
+        "Variance of the inputs along their principal axes",
+        "One axis holds most of the variance of the first layer's inputs. In the other layers many "
+        "axes share it.",
+    ),
+    "filters": (
+        "Filters of the first layer, by their r",
+        "Filters with a high r have mostly one sign, and answer to brightness. Those with a low r "
+        "are differences, which the signs represent badly.",
+    ),
+    "rotation": (
+        "The first layer in other bases",
+        "Compare the first bar of each group with the line: a random rotation and whitening (ZCA) "
+        "bring r to what uncorrelated inputs would give.",
+    ),
+    "substitution": (
+        "Latent weights in place of quantized ones",
+        "Left: without new statistics of batch norm the accuracy is lost. Right: with them, inner "
+        "layers stay within the sampling error (bars) or near it; the first layer and all layers "
+        "together do not.",
+    ),
+    "weights": (
+        "Distribution of the latent weights",
+        "Compare the histogram with the Gaussian of the same standard deviation: near the "
+        "threshold of the quantizer, and at ±1, where weights are clipped.",
+    ),
+}
+
+
+def run_figures(layers, folder, history=(), rotation=None, substitution=None, images=None):
+    """Write the figures of a network to `folder`, as PNG and PDF: those that it has data for.
+
+    Parameters
+    ----------
+    layers : sequence of measure.LayerMeasurement
+    folder : path-like
+    history : sequence of dict
+        From `geometry_log.read_geometry`.
+    rotation, substitution : dict, optional
+        From `experiments`.
+    images : int, optional
+        Test images of the substitution.
     """
-    figures = {
-        "angles": plot_layer_angles(layers),
-        "angle_scaling": plot_angle_scaling(layers),
-        "weights_dot": plot_dot_products(layers, "weights_dot"),
-        "weights": plot_weights(layers),
-    }
-    if any(layer.activations_dot for layer in layers):
-        figures["activations_dot"] = plot_dot_products(layers, "activations_dot")
-    if history:
-        figures["angle_history"] = plot_angle_history(history)
-    for name, figure in figures.items():
+    for name, figure in _figures(layers, history, rotation, substitution, images):
         save_figure(figure, folder, name)
         plt.close(figure)
+
+
+def _figures(layers, history, rotation, substitution, images):
+    yield "angles", plot_layer_angles(layers)
+    yield "angle_scaling", plot_angle_scaling(layers)
+    yield "weights", plot_weights(layers)
+    for which in ("weights_dot", "activations_dot", "permuted"):
+        if any(getattr(layer, which) is not None for layer in layers):
+            yield which, plot_dot_products(layers, which)
+    if all(layer.permuted is not None for layer in layers):
+        yield "permutation", plot_permutation(layers)
+    if any(layer.predicted_r is not None for layer in layers):
+        yield "predicted", plot_predicted(layers)
+        yield "spectra", plot_spectra(layers)
+    if rotation and layers[0].wc.shape[2] in (1, 3):
+        yield "filters", plot_filters(layers[0])
+    if rotation:
+        yield "rotation", plot_rotation(rotation)
+    if substitution:
+        yield "substitution", plot_substitution(substitution, images)
+    if history:
+        yield "angle_history", plot_angle_history(history)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import geometry
 from checkpoint import saved_parameters
-from claims import first_axis_share, judge, mean_and_error, predicted_r, tally
-from data.load_data import DATA_SETS, IMAGE_SHAPES, data_md5, load_data, missing_files
+from claims import derived, judge, table, tally
+from data.load_data import DATA_SETS, data_md5, images_and_classes, load_data, missing_files
 from utils import (
     atomic_path,
     file_digest,
@@ -33,11 +33,12 @@ from utils import (
 import numpy as np
 from tabulate import tabulate
 
-# --- Measured ---------------------------------------------------------------------------------
-
 # The parts of a LayerMeasurement that report.npz stores: arrays, and pairs of dot products.
 _LAYER_ARRAYS = ("spectrum", "predicted_r", "deflated_r", "textured")
 _PAIRS = ("weights_dot", "activations_dot", "entries", "permuted")
+
+
+# --- Measured ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -65,34 +66,21 @@ class Report:
     rotation: dict
     substitution: dict
 
-    @property
-    def convs(self):
-        """The convolutional layers with quantized weights."""
-        return [layer for layer in self.layers if layer.convolutional and layer.quantized]
-
-    @property
-    def inner(self):
-        """The layers of `convs` except the network's first layer."""
-        return [layer for layer in self.convs if not layer.first]
-
-    @property
-    def first(self):
-        """The first layer by the flow of data: no other product has a part in its inputs."""
-        return next(layer for layer in self.layers if layer.first)
-
-    @property
-    def ternary(self):
-        """Whether any layer has ternary weights."""
-        return any(layer.threshold > 0 for layer in self.layers)
+    def summary(self):
+        """What report.json holds, without the claims."""
+        return _plain(
+            {
+                "sha256": self.sha256,
+                **self.about,
+                "layers": [layer_summary(layer) for layer in self.layers],
+                "rotation": self.rotation,
+                "substitution": self.substitution,
+            }
+        )
 
     def claims(self):
-        """Judge the paper's claims.
-
-        Returns
-        -------
-        list of claims.Claim
-        """
-        return judge(self)
+        """The paper's claims, a list of `claims.Claim`."""
+        return judge(self.summary())
 
 
 def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=100, data_set=None):
@@ -126,8 +114,8 @@ def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=100, d
     from experiments import REFIT_IMAGES, rotation_correlations, substitution_accuracies
     from measure import COVARIANCE_IMAGES, measure_network
 
-    for name, value in (("images", images or 1), ("batch_size", batch_size)):
-        require(value >= 1, f"{name} must be at least 1, not {value}")
+    for name, number in (("images", images or 1), ("batch_size", batch_size)):
+        require(number >= 1, f"{name} must be at least 1, not {number}")
     started = time.perf_counter()
     in_dim = saved_parameters(checkpoint)[0]
     data_set = data_set_of_run(checkpoint, in_dim, data_set)
@@ -171,6 +159,8 @@ def data_set_of_run(checkpoint, in_dim, data_set=None):
 
     Raises
     ------
+    FileNotFoundError
+        If it is a .npz file that is not there.
     ValueError
         If nothing is recorded, the files were others than today's, or the images do not fit.
     """
@@ -183,15 +173,11 @@ def data_set_of_run(checkpoint, in_dim, data_set=None):
             raise ValueError(
                 f"{record} does not tell what {checkpoint} was trained on: name it with --data_set"
             ) from None
-        require(
-            data_set in DATA_SETS, f"{record} names the data set {data_set!r}, which is unknown"
-        )
         require(md5 == data_md5(data_set), f"{record}: the run's {data_set} had other files")
-    require(data_set in DATA_SETS, f"there is no data set {data_set!r}: {', '.join(DATA_SETS)}")
+    shape = tuple(images_and_classes(data_set)[0])
     require(
-        tuple(in_dim) == IMAGE_SHAPES[data_set],
-        f"{checkpoint} takes images of shape {tuple(in_dim)}, but {data_set} has "
-        f"{IMAGE_SHAPES[data_set]}",
+        tuple(in_dim) == shape,
+        f"{checkpoint} takes images of shape {tuple(in_dim)}, but {data_set} has {shape}",
     )
     return data_set
 
@@ -203,11 +189,86 @@ def _peak_memory_mb():
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
+def layer_summary(layer):
+    """The figures of one layer, as report.json holds them.
+
+    Parameters
+    ----------
+    layer : measure.LayerMeasurement
+
+    Returns
+    -------
+    dict
+        Angles are in degrees. nan where a figure does not exist.
+    """
+    angles, shares = np.degrees(layer.angles), None
+    if layer.spectrum is not None:
+        shares = layer.spectrum / layer.spectrum.sum()
+    textured = layer.textured
+    return {
+        "layer": layer.name,
+        "d": layer.fan_in,
+        "units": layer.wc.shape[-1],
+        "convolutional": layer.convolutional,
+        "first": layer.first,
+        "quantized": layer.quantized,
+        "quantized_input": layer.quantized_input,
+        "angle": np.nanmean(angles),
+        "angle_sd": np.nanstd(angles),
+        "cosine": np.nanmean(np.cos(layer.angles)),
+        "gaussian_angle": np.degrees(layer.theory[0]),
+        "latent_sd": layer.wc.std(),
+        "sd_over_initial": layer.sd_over_initial,
+        "kurtosis": layer.kurtosis,
+        "kurtosis_angle": np.degrees(layer.shape_angle),
+        "near_threshold": layer.near_threshold,
+        "peak": layer.peaked_angle[1],
+        "peaked_angle": np.degrees(layer.peaked_angle[0]),
+        "spread_ratio": layer.spread_ratio,
+        "tau": layer.tau,
+        "shares": layer.shares,
+        "zeros": layer.shares[1],
+        "gaussian_zero_share": geometry.ternary_zero_fraction(layer.tau),
+        "saturated": geometry.saturated_share(layer.wc),
+        "predicted_unit_r": None if layer.predicted_r is None else np.nanmean(layer.predicted_r),
+        "deflated_unit_r": None if layer.deflated_r is None else np.nanmean(layer.deflated_r),
+        "first_axis": None if shares is None else shares[0],
+        "variance_shares": None if shares is None else shares[:10],
+        "textured": None
+        if textured is None
+        else dict(zip(("share", "entries_r", "r"), textured, strict=True)),
+        **{which: _pairs_summary(getattr(layer, which)) for which in _PAIRS},
+    }
+
+
+def _pairs_summary(pairs):
+    if pairs is None:
+        return None
+    unit_r, inside = (r[np.isfinite(r)] for r in (pairs.unit_r, pairs.inside_unit_r))
+    summary = {name: getattr(pairs, name) for name in ("r", "inside_r", "slope", "sign_changes")}
+    for name, r in (("unit_r", unit_r), ("inside_unit_r", inside)):
+        summary[name] = r.mean() if len(r) else np.nan
+        summary[f"{name}_error"] = r.std(ddof=1) / np.sqrt(len(r)) if len(r) > 1 else np.nan
+    lowest, highest = np.percentile(unit_r, (0, 100)) if len(unit_r) else (np.nan, np.nan)
+    return summary | {"lowest_unit_r": lowest, "highest_unit_r": highest}
+
+
+def _plain(value):
+    """`value` in the types of JSON. nan becomes None, because JSON has no nan."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
 # --- Stored and restored ----------------------------------------------------------------------
 
 
 def write_report(report, folder):
-    """Write a report: report.md, report.json, report.npz with the arrays, and `figures/`.
+    """Write report.json, report.npz with the arrays, `figures/`, report.md and report.html.
 
     Parameters
     ----------
@@ -215,7 +276,14 @@ def write_report(report, folder):
     folder : path-like
         The folder of the checkpoint. The figures show the training, too, if it has a
         `geometry.csv`.
+
+    Returns
+    -------
+    list of claims.Claim
     """
+    from geometry_log import read_geometry
+    from plotting import run_figures
+
     folder = Path(folder)
     arrays = {"sha256": np.array(report.sha256)}
     for layer in report.layers:
@@ -228,21 +296,32 @@ def write_report(report, folder):
                 arrays[f"{layer.name}/{which}/{name}"] = np.asarray(value)
     with atomic_path(folder / "report.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
-    claims = report.claims()
-    summary = {
-        "sha256": report.sha256,
-        **report.about,
-        "claims": [vars(claim) for claim in claims],
-        "layers": [layer_summary(layer) for layer in report.layers],
-        "rotation": report.rotation,
-        "substitution": report.substitution,
-    }
-    write_json(folder / "report.json", _plain(summary))
-    write_text(folder / "report.md", report_text(report, claims))
-    from geometry_log import read_geometry
-    from plotting import run_figures
+    history = read_geometry(folder / "geometry.csv")
+    experiments = report.rotation, report.substitution, report.about["test_images"]
+    run_figures(report.layers, folder / "figures", history, *experiments)
+    return write_verdicts(report.summary(), folder)
 
-    run_figures(report.layers, folder / "figures", read_geometry(folder / "geometry.csv"))
+
+def write_verdicts(summary, folder):
+    """Judge the claims on a summary, and write report.json, report.md and report.html.
+
+    Parameters
+    ----------
+    summary : dict
+        From `Report.summary`, or what report.json holds.
+    folder : path-like
+        The page shows the figures that stand under it.
+
+    Returns
+    -------
+    list of claims.Claim
+    """
+    folder, claims = Path(folder), judge(summary)
+    summary = {**summary, "claims": [vars(claim) for claim in claims]}
+    write_json(folder / "report.json", summary)
+    write_text(folder / "report.md", report_text(summary))
+    write_text(folder / "report.html", report_page(summary, folder / "figures"))
+    return claims
 
 
 def stored_report(checkpoint):
@@ -269,7 +348,7 @@ def stored_report(checkpoint):
     folder = Path(checkpoint).parent
     network, digest = _opened(checkpoint)
     try:
-        summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        summary = _read(folder / "report.json")
         with np.load(folder / "report.npz", allow_pickle=False) as archive:
             arrays = dict(archive)
         if not summary["sha256"] == str(arrays["sha256"]) == digest:
@@ -281,6 +360,26 @@ def stored_report(checkpoint):
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
     return Report(digest, about, layers, rotation, substitution)
+
+
+def _read(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _restored(layer, arrays):
+    from measure import DotProducts
+
+    for name in _LAYER_ARRAYS:
+        setattr(layer, name, arrays.get(f"{layer.name}/{name}"))
+    for which in _PAIRS:
+        prefix = f"{layer.name}/{which}/"
+        parts = {
+            name.removeprefix(prefix): value if value.ndim else value[()]
+            for name, value in arrays.items()
+            if name.startswith(prefix)
+        }
+        setattr(layer, which, DotProducts(**parts) if parts else None)
+    return layer
 
 
 def find_report(checkpoint, images=2000):
@@ -307,113 +406,50 @@ def find_report(checkpoint, images=2000):
     return measured, f"no stored report of this checkpoint: measured on {count} test images"
 
 
-def ternary_layers(results=None):
-    """Read the layers of all ternary networks from the reports under `results`.
+def layer_points(summary):
+    """Threshold τ = t/σ, mean angle in radians and share of zeros of the inner layers.
 
     Parameters
     ----------
-    results : path-like, optional
-        Folder with a folder for each network. The default is this repository's `results`.
+    summary : dict
+        What report.json holds.
+
+    Returns
+    -------
+    ndarray, shape (layers, 3)
+    """
+    inner = [one for one in summary["layers"] if one["convolutional"] and not one["first"]]
+    rows = [(one["tau"], np.radians(one["angle"]), one["zeros"]) for one in inner]
+    return np.reshape(rows, (-1, 3))
+
+
+def ternary_layers(results=None):
+    """The `layer_points` of all ternary networks that have a report in the folder `results`.
+
+    The default is this repository's.
 
     Returns
     -------
     dict
-        Name of the network to an array of shape (layers, 3). Its columns are the threshold
-        τ = t/σ, the mean angle in radians, and the share of weights that are zero. Networks that
-        differ only in their seed (folders `name`, `name_seed1`, …) share an array.
+        Description of the network to an array of shape (layers, 3). Networks that differ only in
+        their seed share an array.
     """
     networks = defaultdict(list)
     for path in sorted(_repository(results, "results").glob("*/report.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = _read(path)
         if summary["network_params"]["levels"] == 3:
-            networks[path.parent.name.partition("_seed")[0]] += [
-                # The shares are those of −1, 0 and 1.
-                (layer["tau"], np.radians(layer["angle"]), layer["shares"][1])
-                for layer in summary["layers"]
-            ]
-    return {name: np.array(rows) for name, rows in networks.items()}
+            networks[_description(summary)].append(layer_points(summary))
+    return {name: np.concatenate(points) for name, points in networks.items()}
 
 
-def _restored(layer, arrays):
-    from measure import DotProducts
-
-    for name in _LAYER_ARRAYS:
-        setattr(layer, name, arrays.get(f"{layer.name}/{name}"))
-    for which in _PAIRS:
-        prefix = f"{layer.name}/{which}/"
-        parts = {
-            name.removeprefix(prefix): value
-            for name, value in arrays.items()
-            if name.startswith(prefix)
-        }
-        parts = {name: value if value.ndim else value[()] for name, value in parts.items()}
-        setattr(layer, which, DotProducts(**parts) if parts else None)
-    return layer
-
-
-def layer_summary(layer):
-    """The figures of one layer, as report.json holds them.
-
-    Parameters
-    ----------
-    layer : measure.LayerMeasurement
-
-    Returns
-    -------
-    dict
-        Angles are in degrees.
-    """
-    angles = np.degrees(layer.angles)
-    summary = {
-        "layer": layer.name,
-        "d": layer.fan_in,
-        "angle": np.nanmean(angles),
-        "angle_sd": np.nanstd(angles),
-        "gaussian_angle": np.degrees(layer.theory[0]),
-        "latent_sd": layer.wc.std(),
-        "sd_over_initial": layer.sd_over_initial,
-        "kurtosis": layer.kurtosis,
-        "kurtosis_angle": np.degrees(layer.shape_angle),
-        "peak": layer.peaked_angle[1],
-        "peaked_angle": np.degrees(layer.peaked_angle[0]),
-        "spread_ratio": layer.spread_ratio,
-        "tau": layer.tau,
-        "shares": layer.shares,
-        "gaussian_zero_share": geometry.ternary_zero_fraction(layer.tau),
-        "saturated": geometry.saturated_share(layer.wc),
-        "predicted_unit_r": None if layer.predicted_r is None else np.nanmean(layer.predicted_r),
-        "variance_shares": None
-        if layer.spectrum is None
-        else (layer.spectrum / layer.spectrum.sum())[:10],
-    }
-    for which in _PAIRS:
-        pairs = getattr(layer, which)
-        summary[which] = pairs and {
-            "r": pairs.r,
-            "inside_r": pairs.inside_r,
-            "unit_r": np.nanmean(pairs.unit_r),
-            "unit_r_error": np.nanstd(pairs.unit_r) / np.sqrt(len(pairs.unit_r)),
-            "inside_unit_r": _mean(pairs.inside_unit_r),
-            "slope": pairs.slope,
-            "sign_changes": pairs.sign_changes,
-        }
-    return summary
-
-
-def _mean(values):
-    values = values[np.isfinite(values)]
-    return values.mean() if len(values) else np.nan
-
-
-def _plain(value):
-    """`value` in the types of JSON. nan becomes None, because JSON has no nan."""
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and np.isnan(value) else value
+def _description(summary):
+    """Data set, first width and thresholds of a ternary network."""
+    params = summary["network_params"]
+    sigma, activations = params["threshold_sigma"], params["activation_threshold"]
+    weights = params["threshold"] if sigma is None else f"{sigma}σ"
+    activations = (sigma or params["threshold"]) if activations is None else activations
+    widths = f"{params['conv'][0]} filters" if params["conv"] else "no convolution"
+    return f"{summary['data_set']}, {widths}, t = {weights}, activations {activations}"
 
 
 # --- Rendered ---------------------------------------------------------------------------------
@@ -429,55 +465,50 @@ _PARTS = {
         "Sampled from random vectors. The same for every network: checked, not counted.",
     ),
 }
-_HOLDS = {True: "yes", False: "**no**", None: "—"}
+_HOLDS = {True: "yes", False: "no", None: "—"}
+_LAYERS = {
+    "Weights of every layer": "layer, d, units, angle (°), sd (°), Gaussian at d (°), σ, "
+    "σ / initial, at ±1, sd of cos / i.i.d.",
+    "Their distribution": "layer, κ, of κ (°), peak, of κ and peak (°), t/σ, zeros, Gaussian zeros",
+    "Dot products with quantized weights": "layer, r, unit r, unit r off the border, "
+    "predicted unit r, first axis, slope, sign changes",
+    "Dot products with permuted inputs": "layer, permuted pooled r, "
+    "permuted unit r off the border, mean cosine",
+    "Dot products with quantized activations": "layer, r of activations, their unit r, "
+    "their lowest unit r, their highest unit r, their sign changes",
+}
 
 
-def report_text(report, claims):
-    """Render report.md: the claims, their figures, and the figures of every layer.
-
-    Parameters
-    ----------
-    report : Report
-    claims : list of claims.Claim
-        From `Report.claims`.
-
-    Returns
-    -------
-    str
-        Markdown.
-    """
-    about = report.about
-    lines = [
-        "# Geometry of a trained network",
-        "",
-        f"Checkpoint sha256 {report.sha256}, on {about['test_images']} test images of "
-        f"{about['data_set']}, test accuracy {about['test_accuracy']:.2%}. Measured in "
-        f"{about['seconds']} s, peak memory {about['peak_memory_mb']} MB.",
-        "",
-        f"**{tally(claims)}**",
-        "",
+def _about(summary):
+    evidence = [c["holds"] for c in summary["claims"] if c["part"] == "evidence"]
+    return [
+        f"Checkpoint sha256 {summary['sha256']}, on {summary['test_images']} test images of "
+        f"{summary['data_set']}, test accuracy {summary['test_accuracy']:.2%}. Measured in "
+        f"{summary['seconds']} s, peak memory {summary['peak_memory_mb']} MB.",
+        tally(evidence),
     ]
-    parts = [(*_PARTS[part], [c for c in claims if c.part == part]) for part in _PARTS]
-    for title, note, members in parts:
+
+
+def _tables(summary):
+    """What the report shows, as (title, remark, what failed, rows): first the verdicts."""
+    for part, (title, remark) in _PARTS.items():
+        claims = [claim for claim in summary["claims"] if claim["part"] == part]
         rows = [
             {
-                "claim": claim.id,
-                "holds": _HOLDS[claim.holds],
-                "condition": claim.condition,
-                "measured": claim.measured,
+                "claim": claim["id"],
+                "holds": _HOLDS[claim["holds"]],
+                "measured": claim["measured"],
+                "condition": claim["condition"],
             }
-            for claim in members
+            for claim in claims
         ]
-        lines += [f"## {title}", "", note, "", _table(rows, stralign=None), ""]
-    lines += ["## Figures of the claims", "", _notes(), ""]
-    for claim in (claim for *_, members in parts for claim in members if claim.rows):
-        lines += [f"### {claim.id}", "", claim.theory, ""]
-        if claim.holds is False:
-            lines += [f"**Does not hold:** {claim.why or claim.measured}", ""]
-        lines += [_table(claim.rows), ""]
-    lines += ["## Weights of every layer", "", _table(map(_weights_row, report.layers)), ""]
-    lines += ["## Dot products of every layer", "", _table(map(_dots_row, report.layers)), ""]
-    return "\n".join(lines)
+        yield title, remark, "", rows
+    for claim in summary["claims"]:
+        if claim["rows"]:
+            yield claim["id"], claim["theory"], claim["why"], claim["rows"]
+    layers = [derived(layer) for layer in summary["layers"]]
+    for title, columns in _LAYERS.items():
+        yield title, "", "", table(layers, columns)
 
 
 def _notes():
@@ -486,61 +517,63 @@ def _notes():
 
     return (
         "Inner layers are the convolutional layers except the first. Fully connected layers are "
-        "measured, not judged. An error (±) is the standard error of a mean over units or samples. "
+        "measured, not judged. An error (±) is the standard error over units or samples. "
         "r is the correlation of dot products, pooled over units, positions and images; unit r is "
         "the mean over units of each unit's own. Covariances come from "
         f"{COVARIANCE_POSITIONS} patches at random positions of each of up to {COVARIANCE_IMAGES} "
         f"training images, for fan-ins up to {WIDEST_COVARIANCE}. Batch norm is re-estimated on up "
-        f"to {REFIT_IMAGES} training images."
+        f"to {REFIT_IMAGES} training images. The columns 'of κ' and 'of κ and peak' are the angles "
+        "of distributions with the kurtosis of the weights; 'i.i.d.' are weights that are drawn "
+        "independently from those of the layer."
     )
 
 
-def _table(rows, stralign="left"):
-    """A Markdown table of dicts. Without `stralign`, its cells are not padded."""
-    return tabulate(
-        list(rows), headers="keys", tablefmt="github", disable_numparse=True, stralign=stralign
+def report_text(summary):
+    """Render report.md: the verdicts, the figures of the claims and those of every layer.
+
+    Parameters
+    ----------
+    summary : dict
+        What report.json holds.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    lines = ["# Geometry of a trained network", "", "\n\n".join(_about(summary))]
+    for number, (title, remark, failure, rows) in enumerate(_tables(summary)):
+        lines += ["", f"## {title}", "", remark, ""] if remark else ["", f"## {title}", ""]
+        lines += [f"**Does not hold:** {failure}", ""] if failure else []
+        # Short columns are padded, so that they can be read as they are.
+        padded = {"stralign": None} if number < len(_PARTS) else {"stralign": "left"}
+        lines.append(tabulate(rows, "keys", "github", disable_numparse=True, **padded))
+    return "\n".join([*lines, "", _notes(), ""])
+
+
+def report_page(summary, figures):
+    """Render report.html: one page that needs no other file.
+
+    Parameters
+    ----------
+    summary : dict
+        What report.json holds.
+    figures : path-like
+        Folder of the figures. Those that are there are shown, each with its caption.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    from page import render
+    from plotting import CAPTIONS
+
+    paths = {name: Path(figures) / f"{name}.png" for name in CAPTIONS}
+    shown = [(*CAPTIONS[name], path.read_bytes()) for name, path in paths.items() if path.is_file()]
+    return render(
+        "Geometry of a trained network", [*_about(summary), _notes()], shown, _tables(summary)
     )
-
-
-def _weights_row(layer):
-    peaked_angle, peak = layer.peaked_angle
-    return {
-        "layer": layer.name,
-        "d": layer.fan_in,
-        "angle (°)": mean_and_error(np.degrees(layer.angles), "{:.2f}"),
-        "sd (°)": f"{np.degrees(np.nanstd(layer.angles)):.2f}",
-        "Gaussian (°)": f"{np.degrees(layer.theory[0]):.2f}",
-        "σ": f"{layer.wc.std():.3f}",
-        "σ / initial": f"{layer.sd_over_initial:.1f}",
-        "κ": f"{layer.kurtosis:.2f}",
-        "of κ (°)": f"{np.degrees(layer.shape_angle):.2f}",
-        "peak at t": f"{peak:.1%}",
-        "of κ and peak (°)": f"{np.degrees(peaked_angle):.2f}",
-        "sd of cos / i.i.d.": f"{layer.spread_ratio:.2f}",
-        "t/σ": f"{layer.tau:.3f}",
-        "−1 / 0 / 1": " / ".join(f"{share:.1%}" for share in layer.shares),
-        "Gaussian 0": f"{geometry.ternary_zero_fraction(layer.tau):.1%}",
-        "at ±1": f"{geometry.saturated_share(layer.wc):.2%}",
-    }
-
-
-def _dots_row(layer):
-    weights, permuted, activations = layer.weights_dot, layer.permuted, layer.activations_dot
-    return {
-        "layer": layer.name,
-        "r": f"{weights.r:.3f}",
-        "unit r": mean_and_error(weights.unit_r),
-        "off the border": f"{_mean(weights.inside_unit_r):.3f}",
-        "predicted": predicted_r(layer),
-        "slope": f"{weights.slope:.2f}",
-        "sign changes": f"{weights.sign_changes:.1%}",
-        "permuted r": f"{permuted.r:.3f}",
-        "permuted, units off the border": f"{_mean(permuted.inside_unit_r):.3f}",
-        "mean cosine": f"{np.nanmean(np.cos(layer.angles)):.3f}",
-        "r of activations": f"{activations.r:.3f}" if activations else "—",
-        "its unit r": mean_and_error(activations.unit_r) if activations else "—",
-        "first axis": first_axis_share(layer),
-    }
 
 
 # --- Which network ----------------------------------------------------------------------------
@@ -614,25 +647,44 @@ def main(argv=None):
         prog="report.py", description="Judge the paper's claims on a trained network."
     )
     cli.add_argument("checkpoint", help="a network that run_bnn.py has written")
-    cli.add_argument("--data_set", choices=DATA_SETS, help="default: what run.json beside it says")
+    names = ", ".join(DATA_SETS)
+    cli.add_argument(
+        "--data_set", help=f"{names} or a .npz file (default: what run.json beside it says)"
+    )
     cli.add_argument("--data_dir", help="folder of the data sets (default: $BNN_DATA_DIR, data/)")
     cli.add_argument("--images", type=int, help="only the first test images (default: all)")
+    cli.add_argument(
+        "--rejudge",
+        action="store_true",
+        help="measure nothing: judge the report.json beside the checkpoint by today's conditions",
+    )
     args = cli.parse_args(argv)
     with one_line_errors("report.py", "interrupted: nothing was written"):
         require(args.checkpoint, "name a checkpoint: make report CHECKPOINT=output/…/network.keras")
         require(args.images is None or args.images >= 1, "--images must be at least 1")
         folder = Path(args.checkpoint).parent
-        saved_parameters(args.checkpoint)
-        require_writable(folder)
-        report = measure_checkpoint(
-            args.checkpoint, args.data_dir, args.images, data_set=args.data_set
-        )
-        write_report(report, folder)
-        claims = report.claims()
+        if args.rejudge:
+            claims = write_verdicts(_stored_summary(folder), folder)
+        else:
+            saved_parameters(args.checkpoint)
+            require_writable(folder)
+            report = measure_checkpoint(
+                args.checkpoint, args.data_dir, args.images, data_set=args.data_set
+            )
+            claims = write_report(report, folder)
         for claim in claims:
             print(f"{claim.id:<16} {_HOLDS[claim.holds]}")
-        print(tally(claims))
+        print(tally([claim.holds for claim in claims if claim.part == "evidence"]))
         print(folder / "report.md")
+
+
+def _stored_summary(folder):
+    try:
+        summary = _read(folder / "report.json")
+        require(isinstance(summary.get("layers"), list), "it lists no layers")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'report.json'} is damaged ({error})") from None
+    return summary
 
 
 if __name__ == "__main__":

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from checkpoint import require_teacher, saved_parameters
 from data.download_data import download
-from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, data_md5, load_data, missing_files
+from data.load_data import (
+    DATA_SETS,
+    data_md5,
+    images_and_classes,
+    is_own,
+    load_data,
+    missing_files,
+)
 from distribute.cluster import WEIGHTS, cluster_from_environment
 from export import FORMATS
 from export import check as check_export
@@ -82,7 +89,8 @@ def parser():
     several = {"type": int, "nargs": "*", "metavar": "N"}
 
     files = cli.add_argument_group("data and files")
-    add(files, "--data_set", "cifar-10", "what to train on", choices=DATA_SETS)
+    data_sets = f"{', '.join(DATA_SETS)}, or a .npz file with x_train, y_train, x_test, y_test"
+    add(files, "--data_set", "cifar-10", data_sets, metavar="NAME")
     add(files, "--data_dir", "$BNN_DATA_DIR, else data/", "folder of the data sets")
     add(files, "--valid_size", "500; MNIST 10000", "last training images, for validation", **whole)
     add(files, "--out_dir", "output/<data_set>_<kind>", "the run's own folder")
@@ -209,7 +217,8 @@ def default_folder(args, data_set, network):
     """The folder of a run whose command names none: one for each kind of network."""
     other = network.network if network.network != "paper" else None
     debug = "debug" if "debug" in args else None
-    parts = (data_set, network.kind, other, network.rotate_first, debug)
+    name = Path(data_set).stem if is_own(data_set) else data_set
+    parts = (name, network.kind, other, network.rotate_first, debug)
     return f"output/{'_'.join(filter(None, parts))}"
 
 
@@ -236,7 +245,7 @@ def load_images(args, data_set):
 def check_checkpoint_fits(path, data_set):
     """Raise ValueError unless the checkpoint at `path` takes images of `data_set`."""
     in_dim, out_dim, *_ = saved_parameters(path)
-    wanted = IMAGE_SHAPES[data_set], NUM_CLASSES
+    wanted = images_and_classes(data_set)
     require(
         (tuple(in_dim), out_dim) == wanted,
         f"{path} takes images of shape {tuple(in_dim)} with {out_dim} classes, "
@@ -382,6 +391,9 @@ def checked(argv):
     """
     args = parser().parse_args(argv)
     data_set = getattr(args, "data_set", "cifar-10")
+    images_and_classes(data_set)
+    if is_own(data_set):
+        data_set = str(Path(data_set).resolve())
     network, training = network_params(args), training_params(args)
     require_flips(network, training)
     if training.teacher is not None:
@@ -441,7 +453,7 @@ def run_in(folder, argv, args, data_set, network, training):
         training = dataclasses.replace(training, precision=precision)
         strategy, devices = training_strategy(cluster, training.batch_size)
         print(f"training on {devices}")
-    bnn = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], NUM_CLASSES, network, training)
+    bnn = BinaryNeuralNetwork(*images_and_classes(data_set), network, training)
     if "param_file" in args:
         bnn.load_weights(args.param_file)
     # From here on nothing in the command can be wrong any more, and the folder may be changed.

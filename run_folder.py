@@ -13,7 +13,10 @@ CHECKPOINT, STATE = "network.keras", "state.keras"
 HISTORY, GEOMETRY, RECORD = "history.csv", "geometry.csv", "run.json"
 FLIPS = "flips.npz"
 # What else a run or a report of it leaves there.
-DERIVED = ("network.compact.keras", "network.packed", "report.md", "report.json", "report.npz")
+DERIVED = (
+    *("network.compact.keras", "network.packed"),
+    *("report.md", "report.html", "report.json", "report.npz"),
+)
 TENSORBOARD = "tensorboard"
 FOLDERS = ("figures", TENSORBOARD)
 LOCK = ".run.lock"

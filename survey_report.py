@@ -1,18 +1,10 @@
 """A survey as Markdown and as one page of HTML, from what survey.json holds."""
 
-import base64
-import io
-from pathlib import Path
-
-import jinja2
 from tabulate import tabulate
 
+from page import png, render
 from survey_figures import plot_curve, plot_harm, plot_layers, plot_plan, shown
 
-# isort: split
-import matplotlib.pyplot as plt
-
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 HEAD = ("layer", "type", "d", "units", "axis 1", "κ")
 COLUMNS = (
     ("angle", "angle_deg", "{:.2f}°"),
@@ -181,26 +173,12 @@ def figures(surveyed):
     yield "The plan", plot_plan(layers, {**plan, "bits": bits})
 
 
-def _inline(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def html(surveyed):
     """survey.html: one page that needs no other file."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    drawn = [(title, _inline(figure)) for title, figure in figures(surveyed)]
-    return environment.get_template("survey.html").render(
-        title=f"Survey of {surveyed.get('file', surveyed['model'])}",
-        lines=summary(surveyed),
-        figures=drawn,
-        tables=tables(surveyed),
-    )
+    drawn = [(title, "", png(figure)) for title, figure in figures(surveyed)]
+    rows = [
+        (title, remark, "", [dict(zip(head, row, strict=True)) for row in found])
+        for title, remark, head, found in tables(surveyed)
+    ]
+    name = surveyed.get("file", surveyed["model"])
+    return render(f"Survey of {name}", summary(surveyed), drawn, rows)

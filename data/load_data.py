@@ -1,10 +1,11 @@
-"""CIFAR-10, MNIST and scikit-learn's digits as NumPy arrays, verified before they are opened.
+"""CIFAR-10, MNIST, scikit-learn's digits and your own .npz files as NumPy arrays.
 
-Every file is read once, its md5 sum is compared with the published one, and these same bytes are
-then parsed: a file that is not the published one is never opened, and nothing can change between
-the check and the use.
+Every published file is read once, its md5 sum is compared with the published one, and these same
+bytes are then parsed: a file that is not the published one is never opened, and nothing can change
+between the check and the use.
 """
 
+import functools
 import gzip
 import hashlib
 import io
@@ -13,13 +14,14 @@ import os
 import pickle
 import shlex
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from utils import is_whole, require
+from utils import file_digest, is_whole, require
 
 IMAGE_SHAPES = {"cifar-10": (32, 32, 3), "MNIST": (28, 28, 1), "digits": (8, 8, 1)}
 NUM_CLASSES = 10
@@ -72,15 +74,16 @@ def load_data(data_set, data_dir=None, valid_size=None):
 
     Parameters
     ----------
-    data_set : {"cifar-10", "MNIST", "digits"}
+    data_set : {"cifar-10", "MNIST", "digits"} or path of a .npz file
         "digits" are the 1,797 images of 8 x 8 pixels that scikit-learn carries, their values
-        0 ... 16 rescaled to 0 ... 255; a fixed stratified fifth of them is the test set.
+        0 ... 16 rescaled to 0 ... 255; a fixed stratified fifth of them is the test set. A .npz
+        file holds `x_train`, `y_train`, `x_test` and `y_test` as `keras.datasets` returns them.
     data_dir : path-like, optional
         The folder that holds `cifar-10-batches-py/` and `mnist/`; see `data_folder`.
     valid_size : int, optional
         How many of the last training images are for validation: 500 of CIFAR-10's 50,000, as
-        published, 10,000 of MNIST's 60,000 and 180 of the digits' 1,437 unless told otherwise.
-        With 0 the validation arrays are empty.
+        published, 10,000 of MNIST's 60,000, 180 of the digits' 1,437 and a tenth of a .npz file's
+        unless told otherwise. With 0 the validation arrays are empty.
 
     Returns
     -------
@@ -94,9 +97,12 @@ def load_data(data_set, data_dir=None, valid_size=None):
     ValueError
         If a file is not the published one, or an argument is out of range.
     """
-    x_train, y_train, x_test, y_test = _READERS[_known(data_set)](data_dir)
+    if is_own(data_set):
+        x_train, y_train, x_test, y_test = _own_arrays(data_set)
+    else:
+        x_train, y_train, x_test, y_test = _READERS[_known(data_set)](data_dir)
     if valid_size is None:
-        valid_size = VALID_SIZES[data_set]
+        valid_size = VALID_SIZES.get(data_set, len(x_train) // 10)
     require(
         is_whole(valid_size) and 0 <= valid_size < len(x_train),
         f"valid_size must be a whole number from 0 to {len(x_train) - 1}, because {data_set} has "
@@ -106,21 +112,24 @@ def load_data(data_set, data_dir=None, valid_size=None):
     return Data(x_train[:split], y_train[:split], x_train[split:], y_train[split:], x_test, y_test)
 
 
-def data_set_of(in_dim):
-    """Name of the data set whose images have the shape (height, width, channels) `in_dim`.
+def is_own(data_set):
+    """Whether the name of a data set is the path of a .npz file."""
+    return str(data_set).endswith(".npz")
+
+
+def images_and_classes(data_set):
+    """Shape (height, width, channels) of a data set's images, and its number of classes.
 
     Raises
     ------
+    FileNotFoundError
+        If it is a .npz file that is not there.
     ValueError
-        If no data set has.
+        If the data set is unknown, or the file holds something else.
     """
-    for data_set, shape in IMAGE_SHAPES.items():
-        if tuple(in_dim) == shape:
-            return data_set
-    raise ValueError(
-        f"no data set has images of shape {tuple(in_dim)}: "
-        + ", ".join(f"{name} has {shape}" for name, shape in IMAGE_SHAPES.items())
-    )
+    if is_own(data_set):
+        return _own_images_and_classes(data_set, _existing(data_set).stat().st_mtime_ns)
+    return IMAGE_SHAPES[_known(data_set)], NUM_CLASSES
 
 
 def data_folder(data_dir=None):
@@ -141,6 +150,8 @@ def data_folder(data_dir=None):
 
 def missing_files(data_set, data_dir=None):
     """Files of a data set, as paths inside the data folder, that are not there."""
+    if is_own(data_set):
+        return [] if Path(data_set).is_file() else [data_set]
     folder = data_folder(data_dir)
     return [name for name in MD5[_known(data_set)] if not (folder / name).is_file()]
 
@@ -150,6 +161,8 @@ def data_md5(data_set):
 
     The digits have no file: their sum is of the arrays, split as `load_data` splits them.
     """
+    if is_own(data_set):
+        return {Path(data_set).name: file_digest(_existing(data_set))}
     if _known(data_set) != "digits":
         return dict(MD5[data_set])
     digest = hashlib.md5()
@@ -171,7 +184,7 @@ def ways_out(data_set, folder):
 def _known(data_set):
     require(
         data_set in DATA_SETS,
-        f"unknown data set {data_set!r}: choose one of {', '.join(DATA_SETS)}",
+        f"unknown data set {data_set!r}: choose one of {', '.join(DATA_SETS)}, or name a .npz file",
     )
     return data_set
 
@@ -296,6 +309,60 @@ def _digits(data_dir=None):
         x, y, test_size=0.2, stratify=y, random_state=0
     )
     return x_train, y_train, x_test, y_test
+
+
+# --- A file of one's own ----------------------------------------------------------------------
+
+_OWN_NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+def _existing(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no data set {path}")
+    return Path(path)
+
+
+@functools.lru_cache
+def _own_images_and_classes(path, _modified):
+    x_train, y_train, _, y_test = _own_arrays(path)
+    return x_train.shape[1:], int(max(y_train.max(), y_test.max())) + 1
+
+
+def _own_arrays(path):
+    """Images and labels of a .npz file in the forms of `Data`."""
+    # NumPy would open other files, too.
+    require(zipfile.is_zipfile(_existing(path)), f"{path} is damaged or no .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = [archive[name] for name in _OWN_NAMES]
+    except KeyError:
+        raise ValueError(f"{path} must hold the arrays {', '.join(_OWN_NAMES)}") from None
+    # What a damaged or hostile archive can raise.
+    except (ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{path} is damaged or holds no plain arrays: {e}") from None
+    for i in (0, 2):
+        arrays[i : i + 2] = _own_pair(path, _OWN_NAMES[i], *arrays[i : i + 2])
+    require(
+        arrays[0].shape[1:] == arrays[2].shape[1:],
+        f"{path}: x_train has images of shape {arrays[0].shape[1:]}, x_test {arrays[2].shape[1:]}",
+    )
+    return arrays
+
+
+def _own_pair(path, name, x, y):
+    x = x[..., None] if x.ndim == 3 else x
+    require(
+        x.dtype == np.uint8 and x.ndim == 4 and x.size,
+        f"{path}: {name} must be images as uint8 of shape (n, height, width) or (n, height, width, "
+        f"channels), not {x.dtype} of shape {x.shape}",
+    )
+    whole = np.issubdtype(y.dtype, np.integer) and y.shape in ((len(x),), (len(x), 1))
+    require(
+        whole and y.min() >= 0,
+        f"{path}: y{name[1:]} must be one whole number from 0 for each of the {len(x)} images, not "
+        f"{y.dtype} of shape {y.shape}",
+    )
+    return x, y.reshape(-1).astype(np.int64)
 
 
 _READERS = {"cifar-10": _cifar_10, "MNIST": _mnist, "digits": _digits}

@@ -131,12 +131,73 @@ def test_environment_names_the_folder(tmp_path, monkeypatch):
     assert module.data_folder() == Path(module.__file__).parent
 
 
-def test_data_sets_are_known_by_their_images():
-    assert [module.data_set_of(shape) for shape in module.IMAGE_SHAPES.values()] == [
-        *module.DATA_SETS
-    ]
-    with pytest.raises(ValueError, match="no data set has images of shape"):
-        module.data_set_of((5, 5, 5))
+# --- A file of one's own ---
+
+
+def own_arrays(x=(20, 6, 5, 3), labels=4, **changes):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, n in (("train", x[0]), ("test", x[0] // 2)):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (n, *x[1:]), dtype=np.uint8)
+        arrays[f"y_{part}"] = (np.arange(n) % labels)[:, None]
+    return {name: array for name, array in (arrays | changes).items() if array is not None}
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_an_own_file_is_loaded_as_keras_keeps_it(channels, tmp_path):
+    arrays, path = own_arrays((20, 6, 5, *channels)), str(tmp_path / "my.npz")
+    np.savez_compressed(path, **arrays)
+    data = module.load_data(path)
+    shape = (6, 5, *(channels or (1,)))
+    assert [len(part) for part in data] == [18, 18, 2, 2, 10, 10]
+    joined = np.concatenate([data.x_train, data.x_valid])
+    assert joined.shape[1:] == shape and data.y_test.dtype == np.int64
+    np.testing.assert_array_equal(joined.ravel(), arrays["x_train"].ravel())
+    np.testing.assert_array_equal(data.y_test, arrays["y_test"][:, 0])
+    assert len(module.load_data(path, valid_size=0).x_train) == 20
+    assert module.images_and_classes(path) == (shape, 4)
+    assert module.data_md5(path) == {"my.npz": hashlib.md5(Path(path).read_bytes()).hexdigest()}
+    assert module.missing_files(path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None}, "must hold the arrays x_train, y_train, x_test, y_test"),
+        ({"x_train": np.zeros((20, 6, 5, 3))}, "x_train must be images as uint8"),
+        ({"x_train": np.zeros((20, 6), np.uint8)}, "x_train must be images as uint8"),
+        ({"x_test": np.zeros((0, 6, 5, 3), np.uint8)}, "x_test must be images"),
+        ({"x_test": np.zeros((10, 6, 6, 3), np.uint8)}, "x_train has images of shape"),
+        ({"y_train": np.zeros(19, int)}, "y_train must be one whole number"),
+        ({"y_train": np.zeros((20, 4), int)}, "y_train must be one whole number"),
+        ({"y_test": np.full(10, -1)}, "y_test must be one whole number"),
+        ({"y_test": np.zeros(10)}, "y_test must be one whole number"),
+        ({"y_test": np.int64(3)}, "y_test must be one whole number"),
+        ({"x_train": np.array([{}], object)}, "holds no plain arrays"),
+    ],
+)
+def test_an_own_file_of_another_form_is_refused_in_a_line(changes, message, tmp_path):
+    np.savez(tmp_path / "my.npz", **own_arrays(**changes))
+    with pytest.raises(ValueError, match=message) as error:
+        module.load_data(str(tmp_path / "my.npz"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_own_file_is_refused_in_a_line(tmp_path):
+    path = tmp_path / "my.npz"
+    with pytest.raises(FileNotFoundError, match="there is no data set"):
+        module.load_data(str(path))
+    np.savez_compressed(path, **own_arrays())
+    for content in damaged_versions(path.read_bytes(), np.random.default_rng(0)):
+        path.write_bytes(content)
+        try:
+            module.load_data(str(path))
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(path)
+    with pytest.raises(ValueError, match="damaged or no"):
+        module.images_and_classes(str(path))
 
 
 def damaged_versions(content, rng):

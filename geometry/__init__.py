@@ -28,7 +28,7 @@ from .samples import (
     random_pair_angles,
     ternarization_angle,
 )
-from .shape_angles import NEAR, iid_cosine_sd, peaked_shape_angle, shape_angle
+from .shape_angles import NEAR, SPREAD_FACTOR, iid_cosine_sd, peaked_shape_angle, shape_angle
 from .streaming import ColumnMoments, DotProductStatistics, PatchCovariance
 from .units import (
     glorot_sd,
@@ -42,6 +42,7 @@ from .vectors import angle, quantized
 
 __all__ = [
     "NEAR",
+    "SPREAD_FACTOR",
     "ColumnMoments",
     "DotProductStatistics",
     "PatchCovariance",

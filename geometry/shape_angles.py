@@ -109,6 +109,9 @@ def shape_angle(kurtosis, tau=0):
 # Distance from the threshold, in root mean squares of the weights, up to which
 # `near_threshold_share` and `peaked_shape_angle` call a weight near.
 NEAR = 0.1
+# How far the sd of a layer's cosines may be from that of i.i.d. weights, as a factor. An exponent
+# of d that is 0.15 off changes the ratio of the sds at d = 27 and at d = 4608 by its square.
+SPREAD_FACTOR = 1.5
 
 
 def peaked_shape_angle(kurtosis, near, tau=0):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -142,31 +143,64 @@ def test_a_missed_condition_is_reported_and_explained(breach):
     BREACHES[breach](made)
     claim = judged(made)[breach.split(":")[0]]
     assert claim.holds is False and claim.why
-    text = report.report_text(made, made.claims())
-    assert f"### {claim.id}\n\n{claim.theory}\n\n**Does not hold:** {claim.why}\n\n" in text
+    text = report.report_text({**made.summary(), "claims": list(map(vars, made.claims()))})
+    assert f"## {claim.id}\n\n{claim.theory}\n\n**Does not hold:** {claim.why}\n\n" in text
+
+
+def test_the_spread_is_judged_layer_by_layer_and_the_exponents_are_printed():
+    made = exemplary()
+    claim = judged(made)["angle-scaling"]
+    number = r"(−\d\.\d\d) ± \d\.\d\d"
+    whole, inner = re.search(
+        f"{number} with the first layer, {number} without", claim.measured
+    ).groups()
+    layers = made.summary()["layers"]
+    for text, some in ((whole, layers), (inner, layers[1:])):
+        points = np.log([(layer["d"], layer["angle_sd"]) for layer in some]).T
+        assert float(text.replace("−", "-")) == pytest.approx(np.polyfit(*points, 1)[0], abs=0.005)
+    assert [row["units"] for row in claim.rows] == ["64"] * 3
+    # Units that are much more alike than independent draws miss it, too.
+    made.layers[2].wc = np.tile(made.layers[2].wc[..., :1], 64)
+    made.layers[2].wc[0, 0, 0] = 0.2 * np.linspace(0.9, 1.1, 64)
+    made.layers[2].wb = np.sign(made.layers[2].wc)
+    claim = judged(made)["angle-scaling"]
+    assert not claim.holds and claim.why.startswith("conv_3 has 0.0")
+
+
+def test_what_an_older_report_did_not_measure_is_left_out():
+    summary = exemplary().summary()
+    for layer in summary["layers"]:
+        del layer["near_threshold"], layer["textured"], layer["weights_dot"]["unit_r_error"]
+    by_id = {claim.id: claim for claim in claims.judge(summary)}
+    assert "near the threshold" not in by_id["angle-layers"].rows[0]
+    assert by_id["weights-dot"].rows[0]["unit r"] == "0.570"
+    assert by_id["angle-layers"].holds and by_id["weights-dot"].holds
 
 
 def test_the_tally_counts_the_evidence_that_applies():
+    def tally():
+        return claims.tally([claim.holds for claim in made.claims() if claim.part == "evidence"])
+
     made = exemplary()
-    assert claims.tally(made.claims()) == "6 of 6 conditions on this network hold."
+    assert tally() == "6 of 6 conditions on this network hold."
     vars(made.layers[1].permuted).update(inside_unit_r=np.full(64, 0.5))
     assert not judged(made)["permutation"].holds
-    assert claims.tally(made.claims()) == "6 of 6 conditions on this network hold."
+    assert tally() == "6 of 6 conditions on this network hold."
     vars(made.layers[1].activations_dot).update(r=0.5)
-    assert claims.tally(made.claims()) == "5 of 6 conditions on this network hold."
+    assert tally() == "5 of 6 conditions on this network hold."
     for layer in made.layers:
         layer.quantized = layer.quantized_input = False
-    assert claims.tally(made.claims()) == "No condition applies to this network."
+    assert tally() == "No condition applies to this network."
 
 
 @pytest.mark.parametrize("threshold", [0, 0.02])
 def test_figures_stand_in_tables_with_a_row_for_each_layer(threshold):
     made = exemplary(threshold)
     by_id = judged(made)
-    assert list(by_id) == list(claims.CONDITIONS)
+    assert list(by_id) == list(claims.CLAIMS)
     assert {claim.part for claim in by_id.values()} == {"evidence", "controls", "mathematics"}
-    assert all(len(claim.measured) < 100 for claim in by_id.values())
-    inner = [layer.name for layer in made.inner]
+    assert all(len(claim.measured) < 140 for claim in by_id.values())
+    inner = ["conv_2", "conv_3"]
     for name in ("activations-dot", "permutation", "ternary" if threshold else "angle-layers"):
         assert [row["layer"] for row in by_id[name].rows] == inner
     for name in ("angle-scaling", "weights-dot"):
@@ -198,4 +232,6 @@ def test_what_cannot_be_judged_is_not():
     made = report.Report("", about, layers, {}, substitution)
     holds = {claim.id for claim in made.claims() if claim.holds is not None}
     assert holds == ALWAYS_JUDGED
-    assert "fc_1" in report.report_text(made, made.claims())
+    assert "fc_1" in report.report_text(
+        {**made.summary(), "claims": list(map(vars, made.claims()))}
+    )

@@ -18,7 +18,7 @@ FLOORS = (
     ("training", "packed"),
     ("export",),
     ("bnn",),
-    ("plotting", "run_folder"),
+    ("plotting", "run_folder", "page"),
     ("measure", "survey_figures", "survey_inputs"),
     ("experiments", "geometry_log", "survey_measure"),
     ("claims", "survey_plan", "survey_report"),

@@ -57,7 +57,7 @@ def drawn(figure):
     """The figure's axes, after checking that it can be drawn and says what its axes are."""
     figure.canvas.draw()
     axes = [axis for axis in figure.axes if axis.axison]
-    assert all(axis.get_xlabel() for axis in axes)
+    assert all(axis.get_xlabel() for axis in axes if axis.get_label() != "<colorbar>")
     assert axes[0].get_ylabel()
     return axes
 
@@ -69,6 +69,7 @@ def layer(rng, name="conv_1", fan_in=27, units=40, **changes):
         extent=(-2.0, 2.0, -4.0, 4.0),
         histogram=np.arange(12).reshape(3, 4),
         r=0.912,
+        slope=2.0,
         sign_changes=0.0834,
         unit_r=np.linspace(0.85, 0.95, units),
         inside_unit_r=np.linspace(0.85, 0.95, units),
@@ -77,6 +78,8 @@ def layer(rng, name="conv_1", fan_in=27, units=40, **changes):
         "name": name,
         "fan_in": fan_in,
         "convolutional": name.startswith("conv"),
+        "first": name == "conv_1",
+        "spread_ratio": 1.3,
         "wc": wc,
         "wb": wb,
         "angles": geometry.unit_angles(wc, wb),
@@ -191,20 +194,28 @@ def test_rotated_draws_plain_and_rotated_in_degrees(rng):
 
 def test_ternary_samples_lie_on_curves_with_the_optimum_marked(rng):
     samples = {tau: geometry.ternarization_angle(tau, 50_000, rng) for tau in (0.0, 0.5, 1.5)}
-    trained = [(0.2, np.radians(31), 0.15), (0.3, np.radians(29), 0.24)]
-    left, right = drawn(plotting.plot_ternary(samples, {"a network": trained}))
+    trained = {
+        "one": np.array([(0.2, np.radians(31), 0.15), (0.3, np.radians(29), 0.24)]),
+        "two": np.array([(0.0, np.radians(39.07), 0.0)]),
+    }
+    left, right, rows = drawn(plotting.plot_ternary(samples, trained))
     assert "degrees" in left.get_ylabel() and "%" in right.get_ylabel()
-    for axis, close in ((left, 0.5), (right, 1)):
+    for axis, close, values in ((left, 0.5, [31, 29, 39.07]), (right, 1, [15, 24, 0])):
         assert vertical(axis, "least angle") == pytest.approx(0.612, abs=1e-3)
-        (tau, y), (trained_tau, _) = points(axis)
-        assert trained_tau == pytest.approx([0.2, 0.3])
-        x, theory = line(axis, "Gaussian theory")
+        tau, y = line(axis, "Gaussian, sampled")
+        x, theory = line(axis, "Gaussian, theory")
         assert x[-1] == 1.5
         assert y == pytest.approx(np.interp(tau, x, theory), abs=close)
-    for axis, values in ((left, [31, 29]), (right, [15, 24])):
-        assert points(axis)[1][1] == pytest.approx(values)
-    x, theory = line(left, "Gaussian theory")
+        tau, y = line(axis, "layers of trained networks")
+        assert tau == pytest.approx([0.2, 0.3, 0]) and y == pytest.approx(values)
+    x, theory = line(left, "Gaussian, theory")
     assert x[np.argmin(theory)] == pytest.approx(0.612, abs=0.01)
+    assert [label.get_text() for label in rows.get_yticklabels()] == ["one", "two"]
+    (one, row_one), (two, row_two) = points(rows)
+    assert one == pytest.approx([31, 29] - np.interp([0.2, 0.3], x, theory), abs=0.01)
+    assert two == pytest.approx([2.0], abs=0.01)
+    assert (row_one[0], row_two[0]) == (0, 1)
+    assert "layers" not in str(plotting.plot_ternary(samples, {}).legends[0].get_texts())
 
 
 def test_bits_keep_every_quantizer_above_the_limit():
@@ -247,34 +258,58 @@ def test_layer_angles_of_ternary_layers_meet_their_own_theory(rng):
     zoomed, _ = drawn(figure)
     centres = [float(x) for (x,), _ in points(zoomed)]
     assert centres == pytest.approx(np.degrees([0.45, 0.5]))
+    assert not [entry for entry in zoomed.lines if entry.get_label().startswith("binary")]
     assert "±" not in figure.legends[0].get_texts()[0].get_text()
 
 
-def test_angle_scaling_draws_the_spread_of_each_layer_and_names_it(layers, rng):
-    layers.append(layer(rng, "conv_3", 288))
-    (axis,) = drawn(plotting.plot_angle_scaling(layers))
-    for entry in layers:
-        x, y = line(axis, entry.name)
-        assert list(x) == [entry.fan_in]
-        assert y == pytest.approx(np.degrees(entry.angles.std()))
-    x, theory = line(axis, "Gaussian theory")
+def errorbars(axis):
+    """(x, y, half length of the bar) of every point with error bars."""
+    for container in axis.containers:
+        (x,), (y,) = container.lines[0].get_data()
+        ((_, low), (_, high)) = container.lines[2][0].get_segments()[0]
+        yield x, y, (high - low) / 2
+
+
+def test_angle_scaling_draws_spreads_with_errors_and_the_fits(layers, rng):
+    layers.append(layer(rng, "conv_3", 576))
+    left, right = drawn(plotting.plot_angle_scaling(layers))
+    for axis, values in (
+        (left, [np.degrees(entry.angles.std()) for entry in layers]),
+        (right, [entry.spread_ratio for entry in layers]),
+    ):
+        x, y, bars = np.transpose([*errorbars(axis)])
+        assert y == pytest.approx(values)
+        relative = [1 / np.sqrt(2 * len(entry.angles)) for entry in layers]
+        assert bars == pytest.approx(np.multiply(values, relative))
+        assert list(x) == ([entry.fan_in for entry in layers] if axis is left else [0, 1, 2, 3])
+    x, theory = line(left, "Gaussian")
     assert np.interp(27, x, theory) == pytest.approx(3.83, abs=0.02)
+    for label, kept in (("fit, all conv", (0, 1, 3)), ("fit, without conv_1", (1, 3))):
+        points = np.array([(layers[i].fan_in, np.degrees(layers[i].angles.std())) for i in kept])
+        slope, start = np.polyfit(*np.log(points.T), 1)
+        x, y = line(left, label)
+        assert np.log(y) == pytest.approx(slope * np.log(x) + start)
+        text = next(h.get_label() for h in left.lines if h.get_label().startswith(label))
+        assert f"{slope:.2f}".replace("-", "−") in text
 
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_angle_scaling_leaves_out_layers_of_one_unit(layers, kept):
     for entry in layers[kept:]:
         entry.angles = entry.angles[:1]
-    (axis,) = drawn(plotting.plot_angle_scaling(layers))
-    assert [shown.get_label() for shown in axis.lines[1:]] == ["conv_1"][:kept]
+    left, right = drawn(plotting.plot_angle_scaling(layers))
+    assert len([*errorbars(left)]) == len([*errorbars(right)]) == kept
 
 
 @pytest.mark.parametrize("which", ["weights_dot", "activations_dot", "permuted"])
 def test_dot_products_are_drawn_the_right_way_round(layers, which):
     layers[0].activations_dot = None
-    axes = drawn(plotting.plot_dot_products(layers, which))
+    *axes, bar = drawn(plotting.plot_dot_products(layers, which))
     expected = [entry for entry in layers if getattr(entry, which) is not None]
-    assert [axis.get_title(loc="left") for axis in axes] == [entry.name for entry in expected]
+    titles = [axis.get_title(loc="left").split("\n") for axis in axes]
+    assert titles == [
+        [f"{entry.name}: r = 0.912, slope 2.00", "sign changes 8.3%"] for entry in expected
+    ]
     (image,) = axes[0].images
     before, after = {
         "weights_dot": ("A·w$^c$", "A·w$^b$"),
@@ -283,10 +318,26 @@ def test_dot_products_are_drawn_the_right_way_round(layers, which):
     }[which]
     assert (axes[0].get_xlabel(), axes[0].get_ylabel()) == (before, after)
     # x runs along the histogram's first axis; row 0 of the image is the lowest y.
-    assert np.array_equal(image.get_array().filled(0), np.arange(12).reshape(3, 4).T)
+    shares = np.arange(12).reshape(3, 4).T / 66
+    assert image.get_array().filled(0) == pytest.approx(shares)
     assert image.origin == "lower" and tuple(image.get_extent()) == (-2, 2, -4, 4)
-    assert "r = 0.912" in axes[0].texts[0].get_text()
-    assert "8.3%" in axes[0].texts[0].get_text()
+    assert "share" in bar.get_ylabel()
+    assert bar.get_ylim() == pytest.approx((1 / 66, 11 / 66))
+    # The regression goes through the means of x and y.
+    x, y = max((entry.get_data() for entry in axes[0].lines), key=lambda data: np.ptp(data[1]))
+    assert np.ptp(y) / np.ptp(x) == pytest.approx(2)
+    mean_x = np.average([-4 / 3, 0, 4 / 3], weights=[6, 22, 38])
+    mean_y = np.average([-3, -1, 1, 3], weights=[12, 15, 18, 21])
+    assert np.interp(mean_x, x, y) == pytest.approx(mean_y)
+
+
+def test_dot_products_are_drawn_as_far_as_they_reach(layers):
+    histogram = np.zeros((4, 4), int)
+    histogram[2, 2] = histogram[3, 3] = histogram[2, 1] = 5
+    for entry in layers:
+        vars(entry.weights_dot).update(histogram=histogram)
+    axis = plotting.plot_dot_products(layers, "weights_dot").axes[0]
+    assert axis.get_xlim() == (0, 2) and axis.get_ylim() == (-2, 4)
 
 
 def test_dot_products_shade_where_signs_change(layers):
@@ -345,17 +396,25 @@ def test_spectra_add_up_to_one(layers):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_filters_stand_above_their_signs(rng, channels):
+def test_filters_stand_above_their_signs_in_the_order_of_r(rng, channels):
     wc = rng.standard_normal((3, 3, channels, 20)) * 0.1
-    figure = plotting.plot_filters(SimpleNamespace(name="conv_1", wc=wc, wb=np.sign(wc)), count=18)
+    r = rng.permutation(np.linspace(-0.5, 0.9, 20))
+    entry = SimpleNamespace(
+        name="conv_1", wc=wc, wb=np.sign(wc), weights_dot=SimpleNamespace(unit_r=r)
+    )
+    figure = plotting.plot_filters(entry, count=18)
     figure.canvas.draw()
     images = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert len(images) == 36
-    last = np.array(figure.axes).reshape(4, 16)[2:, 1]
-    latent, binary = (axis.images[0].get_array() for axis in last)
-    expected = (wc[..., 17] / np.abs(wc[..., 17]).max() + 1) / 2
-    assert np.allclose(latent, np.squeeze(expected))
-    assert set(np.unique(binary)) == {0, 1}
+    titles = [axis.get_title().replace("−", "-") for axis in figure.axes if axis.get_title()]
+    shown = [float(title) for title in titles]
+    assert len(shown) == 18 and shown == sorted(shown)
+    assert (shown[0], shown[-1]) == (-0.5, 0.9)
+    latent, binary = np.array(figure.axes).reshape(4, 16)[2:, 1]
+    unit = np.argmax(r)
+    expected = (wc[..., unit] / np.abs(wc[..., unit]).max() + 1) / 2
+    assert np.allclose(latent.images[0].get_array(), np.squeeze(expected))
+    assert set(np.unique(binary.images[0].get_array())) == {0, 1}
 
 
 def test_rotation_bars_are_the_correlations():
@@ -370,28 +429,18 @@ def test_rotation_bars_are_the_correlations():
     assert line(axis, "uncorrelated")[1] == pytest.approx(np.sqrt(2 / np.pi))
 
 
-def test_substitution_bars_are_percentages():
-    figure = plotting.plot_substitution({"none": (0.7, 0.71), "conv_1": (0.1, 0.65)}, 0.7)
-    (axis,) = drawn(figure)
-    heights = [[bar.get_height() for bar in container] for container in axis.containers]
-    assert np.ravel(heights) == pytest.approx([70, 10, 71, 65])
-    assert line(axis, "as trained")[1] == pytest.approx(70)
-
-
-def test_thresholds_put_layers_at_their_own(layers):
-    layers[1].tau, layers[1].wb = 1.5, np.where(np.abs(layers[1].wc) > 0.15, layers[1].wb, 0)
-    other = {"ternary": np.array([(0.1, 0.6, 0.2), (0.3, 0.5, 0.25)])}
-    left, right = drawn(plotting.plot_thresholds(layers, other))
-    taus, angles = line(left, "ternary")
-    assert taus == pytest.approx([0.1, 0.3]) and angles == pytest.approx(np.degrees([0.6, 0.5]))
-    assert line(right, "ternary")[1] == pytest.approx([20, 25])
-    names = [container.get_label() for container in left.containers]
-    assert names == ["conv_1", "conv_2", "fc_1"]
-    ((tau,), (angle,)) = left.containers[1].lines[0].get_data()
-    assert tau == 1.5 and angle == pytest.approx(np.degrees(layers[1].angles.mean()))
-    ((tau,), (zeros,)) = line(right, "conv_2")
-    assert tau == 1.5 and zeros == pytest.approx(100 * np.mean(layers[1].wb == 0))
-    assert line(left, "Gaussian theory")[0][-1] == pytest.approx(1.8)
+def test_substitution_draws_percentages_and_their_sampling_error():
+    accuracies = {"none": (0.7, 0.71), "conv_1": (0.1, 0.65)}
+    left, right = drawn(plotting.plot_substitution(accuracies, 100))
+    assert [bar.get_width() for bar in left.patches] == pytest.approx([70, 10])
+    (container,) = right.containers
+    assert container.lines[0].get_xdata() == pytest.approx([71, 65])
+    (low, high) = container.lines[2][0].get_segments()[1][:, 0]
+    assert (high - low) / 2 == pytest.approx(100 * np.sqrt(0.65 * 0.35 / 100))
+    assert [text.get_text() for text in right.texts] == ["71.00%", "65.00%"]
+    assert vertical(left, "as trained: 70.00%") == vertical(right, "as trained") == 70
+    low, high = right.get_xlim()
+    assert 50 < low < 65 and 71 < high < 90
 
 
 HISTORY = [
@@ -402,15 +451,19 @@ HISTORY = [
 
 
 def test_angle_history_draws_a_line_a_layer():
-    left, right = drawn(plotting.plot_angle_history(HISTORY))
-    assert np.array_equal(line(left, "fc_1"), [[0, 1, 2], [31, 32, 33]])
-    assert line(right, "conv_1")[1] == pytest.approx([0.8, 0.81, 0.82])
+    angle, high, whole = drawn(plotting.plot_angle_history(HISTORY))
+    assert np.array_equal(line(angle, "fc_1"), [[0, 1, 2], [31, 32, 33]])
+    for axis in (high, whole):
+        assert line(axis, "conv_1")[1] == pytest.approx([0.8, 0.81, 0.82])
+    assert high.get_ylim() == (0.85, 1)
+    # The names of the dotted lines stand beside the axis, where no layer is drawn.
+    assert [text.get_position()[0] > 1 for text in angle.texts] == [True, True]
 
 
-def test_layers_never_share_a_style_within_twenty_four():
-    styles = {tuple(plotting._layer_style(i).values()) for i in range(24)}
-    markers = {tuple(plotting._layer_marker(i).values()) for i in range(24)}
-    assert len(styles) == len(markers) == 24
+def test_layers_never_share_a_style_within_forty_nor_a_colour_within_ten():
+    for style in (plotting._layer_style, plotting._layer_marker):
+        assert len({tuple(style(i).values()) for i in range(40)}) == 40
+        assert len({style(i)["color"] for i in range(10)}) == 10
 
 
 # --- Files ------------------------------------------------------------------------------------
@@ -419,6 +472,8 @@ def test_layers_never_share_a_style_within_twenty_four():
 @pytest.mark.parametrize("history", [[], HISTORY], ids=["without history", "with history"])
 def test_run_figures_writes_both_formats_and_leaves_none_open(layers, history, tmp_path):
     before = plt.get_fignums()
+    for entry in layers:
+        entry.permuted = entry.predicted_r = None
     plotting.run_figures(layers, tmp_path / "figures", history)
     assert plt.get_fignums() == before
     names = {"angles", "angle_scaling", "weights_dot", "activations_dot", "weights"}
@@ -426,6 +481,15 @@ def test_run_figures_writes_both_formats_and_leaves_none_open(layers, history, t
     files = {path.name for path in (tmp_path / "figures").iterdir()}
     assert files == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     assert (tmp_path / "figures" / "angles.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_run_figures_draws_all_that_has_a_caption(layers, rng, tmp_path):
+    layers[0].wc = layers[0].wb = rng.standard_normal((3, 3, 1, 40))
+    bases = {name: dict.fromkeys(("weights", "patches", "both"), 0.5) for name in ("as is", "zca")}
+    bases |= {"random": bases["zca"], "pca": bases["zca"]}
+    substitution = {"none": (0.7, 0.71)}
+    plotting.run_figures(layers, tmp_path, HISTORY, bases, substitution, 100)
+    assert {path.stem for path in tmp_path.iterdir()} == set(plotting.CAPTIONS)
 
 
 def test_save_figure_returns_the_png(tmp_path):

@@ -1,6 +1,8 @@
 """The report: measured, stored, restored and rendered; and the README's own quantizer."""
 
+import dataclasses
 import hashlib
+import html
 import json
 import os
 import re
@@ -10,14 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import claims
 import graph_ops
 import measure
 import report
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
 from data.load_data import IMAGE_SHAPES, data_md5, load_data
+from plotting import CAPTIONS
 from utils import write_json
 
+RESULTS = Path(report.__file__).parent / "results"
 SLOW = (pytest.param(kind, marks=pytest.mark.slow) for kind in ("ternary", "rotated"))
 
 
@@ -53,7 +58,19 @@ def test_the_report_is_stored_with_its_checkpoint_alone(checkpoint, capsys):
     assert summary["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert summary["test_images"] == 120
     assert [vars(claim) for claim in stored.claims()] == summary["claims"]
-    assert (folder / "report.md").read_text() == report.report_text(stored, stored.claims())
+    assert stored.summary() | {"claims": summary["claims"]} == summary
+    assert (folder / "report.md").read_text() == report.report_text(summary)
+    page = (folder / "report.html").read_text()
+    shown = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert shown >= {"weights_dot", "permutation", "rotation", "substitution", "filters"}
+    for name in shown:
+        assert all(html.escape(text, quote=False) in html.unescape(page) for text in CAPTIONS[name])
+    assert page.count("data:image/png;base64,") == len(shown)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    before = {path: path.read_bytes() for path in folder.glob("report.[jmh]*")}
+    (folder / "report.md").unlink()
+    report.main([str(checkpoint), "--rejudge"])
+    assert {path: path.read_bytes() for path in before} == before
     data = load_data("digits")
     network = BinaryNeuralNetwork.load(checkpoint)
     fresh = measure.measure_network(network, data.x_test[:120], data.x_train)
@@ -82,21 +99,30 @@ def test_the_published_report_is_of_the_published_checkpoint():
     assert stored.about["test_images"] == 10_000
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert stored.about["test_accuracy"] == run["test_accuracy"]
-    text = report.report_text(stored, stored.claims())
-    assert text == (folder / "report.md").read_text(encoding="utf-8")
+    summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert stored.summary() | {"claims": summary["claims"]} == summary
+
+
+@pytest.mark.parametrize("path", RESULTS.glob("*/report.json"), ids=lambda path: path.parent.name)
+def test_the_published_reports_are_judged_by_todays_conditions(path):
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    assert [vars(claim) for claim in claims.judge(summary)] == summary["claims"]
+    assert report.report_text(summary) == path.with_name("report.md").read_text(encoding="utf-8")
 
 
 def test_layers_of_ternary_networks_are_read_from_their_reports(tmp_path):
     params = NetworkParams(conv=[4, 5], max_pool=[0, 1], fc=[], levels=3)
     x = load_data("digits").x_test[:20]
     measured = measure.measure_network(BinaryNeuralNetwork((8, 8, 1), 10, params), x, x)
-    layers = [report._plain(report.layer_summary(layer)) for layer in measured]
+    about = {"data_set": "digits", "network_params": dataclasses.asdict(params)}
+    summary = report.Report("", about, measured, {}, {}).summary()
     for name, levels in (("two", 2), ("three", 3), ("three_seed1", 3), ("three_seed2", 3)):
-        summary = {"network_params": {"levels": levels}, "layers": layers}
-        write_json(tmp_path / name / "report.json", summary)
+        own = {**summary["network_params"], "levels": levels}
+        write_json(tmp_path / name / "report.json", summary | {"network_params": own})
     networks = report.ternary_layers(tmp_path)
-    assert list(networks) == ["three"]
-    for (tau, angle, zeros), layer in zip(networks["three"], 3 * measured, strict=True):
+    (name,) = networks
+    assert name == "digits, 4 filters, t = 0.02, activations 0.02"
+    for (tau, angle, zeros), layer in zip(networks[name], 3 * [measured[1]], strict=True):
         assert tau == pytest.approx(layer.tau)
         assert angle == pytest.approx(layer.angles.mean())
         assert zeros == np.mean(layer.wb == 0)
@@ -119,7 +145,9 @@ MNIST = {"data_set": "MNIST", "data_md5": data_md5("MNIST")}
         (MNIST | {"data_md5": {"train": "0"}}, "the run's MNIST had other files"),
         (MNIST | {"data_set": "cifar-10"}, "had other files"),
         ({"data_set": "digits", "data_md5": data_md5("digits")}, "but digits has"),
-        (MNIST | {"data_set": "unknown"}, "names the data set 'unknown', which is unknown"),
+        (MNIST | {"data_set": "unknown"}, "unknown data set 'unknown': choose one of"),
+        (MNIST | {"data_set": 3}, "unknown data set 3"),
+        (MNIST | {"data_set": "gone.npz"}, "there is no data set gone.npz"),
         ({"data_set": "MNIST"}, "does not tell what .* was trained on: name it with --data_set"),
         ([], "does not tell"),
         (None, "does not tell"),
@@ -132,7 +160,7 @@ def test_the_data_set_is_the_one_that_the_run_recorded(run, message, tmp_path):
     if message is None:
         assert report.data_set_of_run(path, [28, 28, 1]) == "MNIST"
         return
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         report.data_set_of_run(path, [28, 28, 1])
     assert report.data_set_of_run(path, [28, 28, 1], "MNIST") == "MNIST"
 
@@ -176,6 +204,7 @@ def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
         (["{}/text.keras"], "damaged or no checkpoint"),
         (["{}/text.keras", "--images", "0"], "--images must be at least 1"),
         (["{}/cifar.keras", "--data_dir", "{}/nothing"], "nothing"),
+        (["{}/cifar.keras", "--rejudge"], "report.json"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 
+import report
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams
 from data.load_data import load_data
@@ -245,9 +246,34 @@ def test_divergence_stops_with_a_hint(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob("*.keras"))
 
 
+def test_an_own_data_set_is_trained_packed_and_reported(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (90, 1))
+    x = (rng.integers(0, 60, (90, 8, 8)) + 60 * labels[..., None]).astype(np.uint8)
+    path = tmp_path / "my.npz"
+    arrays = {"x_train": x, "y_train": labels, "x_test": x[:40], "y_test": labels[:40]}
+    np.savez(path, **arrays)
+    monkeypatch.chdir(tmp_path)
+    network = ["--conv", "4", "8", "--max_pool", "0", "1", "--fc", "16", "--epochs", "1"]
+    run_bnn.main(["--data_set", "my.npz", *network, "--pack"])
+    folder = tmp_path / "output" / "my_binary"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["data_set"] == str(path) and list(record["data_md5"]) == ["my.npz"]
+    assert (folder / "network.packed").exists()
+    assert "test accuracy" in capsys.readouterr().out
+    checkpoint = folder / "network.keras"
+    report.main([str(checkpoint), "--images", "30"])
+    assert f"on 30 test images of {path}" in (folder / "report.md").read_text()
+    assert report.choose_checkpoint(tmp_path / "output", tmp_path)[0] == checkpoint
+    np.savez(path, **(arrays | {"x_test": x[:39], "y_test": labels[:39]}))
+    with pytest.raises(ValueError, match="had other files"):
+        report.measure_checkpoint(checkpoint)
+
+
 WRONG = {
     "unknown flag": (["--learning_rate", "1"], "unrecognized arguments"),
-    "unknown data set": (["--data_set", "imagenet"], "invalid choice"),
+    "unknown data set": (["--data_set", "imagenet"], "unknown data set 'imagenet'"),
+    "no data set": (["--data_set", "missing.npz"], "there is no data set missing.npz"),
     "epochs": (["--epochs", "-1"], "epochs must be"),
     "epochs text": (["--epochs", "ten"], "invalid int value"),
     "batch_size": (["--batch_size", "0"], "batch_size must be"),

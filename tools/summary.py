@@ -1,6 +1,7 @@
 """The tables of README.md and docs/results.md, from the files under results/.
 
-`python -m tools.summary` prints them, and a test compares both documents with them.
+`python -m tools.summary` prints them. With `--check` it compares the documents with them, and looks
+up every other number of README.md and docs/*.md under results/.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import numpy as np
 from tabulate import DataRow, TableFormat, tabulate
 
 import geometry
+from claims import figure, spread_exponents
+from tools.numbers import unfounded
 from utils import one_line_errors, require
 
 PROGRAM = "python -m tools.summary"
@@ -29,7 +32,6 @@ NETWORKS = {
     "MNIST_binary": "MNIST, binary",
     "MNIST_ternary": "MNIST, ternary",
 }
-
 # The lines of the table of costs: networks of half the width, trained with the same recipe, and how
 # they quantize weights and activations.
 TWINS = {
@@ -40,10 +42,178 @@ TWINS = {
     "cifar-10_ternary_half_sigma": "ternary: weights 0.612σ, activations 0.612",
     "cifar-10_continuous_half": "float (`--continuous`)",
 }
-
 # Flags that do not change what is trained: with a value, and without.
 _ELSEWHERE = ("--data_dir", "--out_dir", "--seed")
 _KEEPING = ("--resume", "--track_geometry", "--pack", "--compact")
+
+
+# --- Reports ----------------------------------------------------------------------------------
+
+
+def _read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _reports(results, names):
+    """From the title of each network that has reports to its reports, of all seeds."""
+    found = {
+        title: [_read(path) for path in sorted(Path(results).glob(f"{name}{seed}/report.json"))]
+        for name, title in names.items()
+        for seed in ("",)
+    }
+    for name, title in names.items():
+        found[title] += map(_read, sorted(Path(results).glob(f"{name}_seed*/report.json")))
+    found = {title: reports for title, reports in found.items() if reports}
+    require(found, f"{results} holds no report of any of {', '.join(names.values())}")
+    return found
+
+
+def _convs(report):
+    return [layer for layer in report["layers"] if layer["layer"].startswith("conv_")]
+
+
+def _range(values, form):
+    low, high = (form.format(bound).replace("-", "−") for bound in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _over_seeds(values):
+    # Two values do not estimate a spread.
+    if len(values) < 3:
+        return ", ".join(f"{value:.2f}" for value in values)
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def _accuracy(reports):
+    return _over_seeds([100 * report["test_accuracy"] for report in reports])
+
+
+def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
+    """The range of a figure over the inner layers, bold if it leaves its bounds."""
+
+    def cell(reports):
+        get = value if callable(value) else lambda layer: figure(layer, value)
+        values = [get(layer) for report in reports for layer in _convs(report)[1:]]
+        text = _range(values, form)
+        return text if at_least <= min(values) and max(values) <= at_most else f"**{text}**"
+
+    return cell
+
+
+def _judged(claim_id, cell):
+    """A figure, bold if the claim fails in a report, a dash if it does not apply."""
+
+    def judged(reports):
+        holds = [c["holds"] for report in reports for c in report["claims"] if c["id"] == claim_id]
+        if None in holds:
+            return "—"
+        return cell(reports) if all(holds) else f"**{cell(reports)}**"
+
+    return judged
+
+
+def _first(value, form="{:.3f}"):
+    """The range of a figure of the first layer."""
+    return lambda reports: _range([value(_convs(report)[0]) for report in reports], form)
+
+
+def _off(key):
+    return lambda layer: abs(layer["angle"] - layer[key])
+
+
+def _off_gaussian(layer):
+    return abs(layer["angle"] - np.degrees(np.arccos(geometry.ternary_cosine(layer["tau"]))))
+
+
+def _exponents(reports):
+    fits = [[exponent for _, exponent, _ in spread_exponents(_convs(one))] for one in reports]
+    return "; ".join(_range(values, "{:.2f}") for values in zip(*fits, strict=True))
+
+
+def _spread(reports):
+    ratios = [layer["spread_ratio"] for report in reports for layer in _convs(report)]
+    return _range(ratios, "{:.2f}")
+
+
+def _fall(reports):
+    before = _inner("weights_dot.inside_unit_r", "{:.2f}")(reports)
+    return f"{before} → {_inner('permuted.inside_unit_r', '{:.2f}')(reports)}"
+
+
+def _whitened(reports):
+    share = _first(lambda layer: 100 * layer["variance_shares"][0], "{:.0f} %")(reports)
+    whitened = _range([report["rotation"]["zca"]["weights"] for report in reports], "{:.3f}")
+    return f"{share}; {_first(lambda layer: layer['weights_dot']['r'])(reports)} → {whitened}"
+
+
+def _points_lost(reports):
+    lost = [
+        100 * (report["test_accuracy"] - report["substitution"][layer["layer"]][1])
+        for report in reports
+        for layer in _convs(report)[1:]
+    ]
+    return _range(lost, "{:.2f}")
+
+
+_ANGLE = ("angle between w<sup>c</sup> and w<sup>b</sup> (°)", _inner("angle", "{:.1f}"))
+_WEIGHTS = ("pooled r of A·w<sup>c</sup> and A·w<sup>b</sup>", _inner("weights_dot.r"))
+_ACTIVATIONS = (
+    "pooled r of A<sup>c</sup>·w<sup>b</sup> and A<sup>b</sup>·w<sup>b</sup>",
+    _inner("activations_dot.r"),
+)
+# What is measured; what the paper, theory or the condition says; the figure.
+QUANTITIES = (
+    ("test accuracy (%)", "CIFAR-10: 88.6 to 89.9 after 500 epochs", _accuracy),
+    (_ANGLE[0], "37.07; less if ternary", _ANGLE[1]),
+    (
+        "distance to the Gaussian angle at t/σ (°)",
+        "≤ 4",
+        _inner(_off_gaussian, "{:.1f}", at_most=4),
+    ),
+    (
+        "distance to the angle of κ (°)",
+        "≤ 1",
+        _inner(_off("kurtosis_angle"), "{:.2f}", at_most=1),
+    ),
+    (
+        "distance to the angle of κ and peak (°)",
+        "descriptive",
+        _inner(_off("peaked_angle"), "{:.2f}"),
+    ),
+    (
+        "σ of w<sup>c</sup> / σ at initialization",
+        "≥ 2",
+        _inner("sd_over_initial", "{:.1f}", at_least=2),
+    ),
+    (
+        "sd of the cosine over units / that of i.i.d. weights",
+        "within a factor 1.5",
+        _judged("angle-scaling", _spread),
+    ),
+    ("exponent of d of the sd of the angle: with conv_1; without", "−0.5", _exponents),
+    (_WEIGHTS[0], "≥ 0.9", _judged("weights-dot", _WEIGHTS[1])),
+    (
+        "the same in the first layer",
+        "below",
+        _judged("weights-dot", _first(lambda layer: layer["weights_dot"]["r"])),
+    ),
+    (_ACTIVATIONS[0], "≥ 0.85", _judged("activations-dot", _ACTIVATIONS[1])),
+    (
+        "r by unit of A·w<sup>c</sup> and A·w<sup>b</sup>: inputs as they are → permuted",
+        "→ cosine of the angle",
+        _judged("permutation", _fall),
+    ),
+    (
+        "first layer: variance on the first axis; pooled r as it is → whitened",
+        "≥ 50 %; up by 0.15",
+        _judged("first-layer", _whitened),
+    ),
+    (
+        "accuracy lost with w<sup>c</sup> in place of w<sup>b</sup> in one layer (points)",
+        "≤ 2",
+        _judged("substitution", _points_lost),
+    ),
+)
 
 
 # --- Tables -----------------------------------------------------------------------------------
@@ -63,12 +233,8 @@ _UNPADDED = TableFormat(
 
 
 def _markdown(head, rows):
-    """Lines of a Markdown table."""
     options = {"stralign": None, "disable_numparse": True}
     return tabulate(rows, head, _UNPADDED, **options).splitlines()
-
-
-# --- Claims -----------------------------------------------------------------------------------
 
 
 def claims_table(results="results", networks=NETWORKS):
@@ -96,224 +262,53 @@ def claims_table(results="results", networks=NETWORKS):
     ValueError
         If none of the networks has a report there.
     """
-    columns = _labelled(results, networks)
+    columns = _reports(results, networks)
     rows = [
-        (claim, theory, *(figure(reports) for reports in columns.values()))
-        for claim, theory, figure in CLAIMS
+        (claim, theory, *(cell(reports) for reports in columns.values()))
+        for claim, theory, cell in QUANTITIES
     ]
     return _markdown(("quantity", "paper, theory or condition", *columns), rows)
 
 
 def paper_table(results="results"):
-    """The part of `claims_table` that is about the paper's two networks.
-
-    Parameters, what is returned and errors are those of `claims_table`.
-    """
+    """The part of `claims_table` that is about the paper's two networks."""
     return claims_table(results, PAPER_NETWORKS)
 
 
 def costs_table(results="results"):
-    """What quantization costs: angles and r of the inner layers, and test accuracy, of `TWINS`.
-
-    Parameters, what is returned and errors are those of `claims_table`.
-    """
-    kept = {
-        _ANGLE: _inner(lambda layer: layer["angle"], "{:.1f}"),
-        _WEIGHTS_R: _inner(lambda layer: layer["weights_dot"]["r"]),
-        _ACTIVATIONS_R: _inner(lambda layer: layer["activations_dot"]["r"]),
-        "test accuracy (%)": _accuracy,
-        "seeds": len,
-    }
+    """What quantization costs: angles and r of the inner layers, and test accuracy, of `TWINS`."""
+    columns = dict((_ANGLE, _WEIGHTS, _ACTIVATIONS, ("test accuracy (%)", _accuracy)))
+    columns["seeds"] = len
     rows = [
-        (label, *(figure(reports) for figure in kept.values()))
-        for label, reports in _labelled(results, TWINS).items()
+        (label, *(cell(reports) for cell in columns.values()))
+        for label, reports in _reports(results, TWINS).items()
     ]
-    return _markdown(("half width", *kept), rows)
+    return _markdown(("half width", *columns), rows)
 
 
-def _labelled(results, labels):
-    """From the label of each network that has reports to its reports, of all seeds."""
-    networks = {label: _reports(Path(results), name) for name, label in labels.items()}
-    networks = {label: reports for label, reports in networks.items() if reports}
-    require(networks, f"{results} holds no report of any of {', '.join(labels)}")
-    return networks
+def evidence_table(results="results"):
+    """How many conditions hold in each network with a report, and which fail."""
+    rows = []
+    for path in sorted(Path(results).glob("*/report.json")):
+        judged = [c for c in _read(path)["claims"] if c["part"] == "evidence"]
+        judged = [c for c in judged if c["holds"] is not None]
+        failed = [f"`{c['id']}`" for c in judged if not c["holds"]]
+        if judged:
+            count = f"{len(judged) - len(failed)} of {len(judged)}"
+            rows.append((f"`{path.parent.name}`", count, ", ".join(failed)))
+    require(rows, f"{results} holds no report")
+    return _markdown(("network, a folder of results/", "evidence that holds", "fails"), rows)
 
 
-def _reports(results, name):
-    """Those of a network from all seeds."""
-    folders = [results / name, *sorted(results.glob(f"{name}_seed*"))]
-    return [_read(path) for folder in folders if (path := folder / "report.json").is_file()]
-
-
-def _read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _convs(report):
-    return [layer for layer in report["layers"] if layer["layer"].startswith("conv_")]
-
-
-def _inner_layers(reports):
-    return [layer for report in reports for layer in _convs(report)[1:]]
-
-
-def _first_layers(reports):
-    return [_convs(report)[0] for report in reports]
-
-
-def _range(values, form):
-    low, high = (form.format(bound).replace("-", "−") for bound in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
-
-
-def _over_seeds(values):
-    # Two values do not estimate a spread.
-    if len(values) < 3:
-        return ", ".join(f"{value:.2f}" for value in values)
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
-
-
-def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
-    """The range of a figure over the inner layers, bold if it leaves its bounds."""
-
-    def figure(reports):
-        values = [value(layer) for layer in _inner_layers(reports)]
-        text = _range(values, form)
-        return text if at_least <= min(values) and max(values) <= at_most else f"**{text}**"
-
-    return figure
-
-
-def _judged(claim_id, figure):
-    """A figure, bold if the claim fails in a report, a dash if it does not apply."""
-
-    def judged(reports):
-        claims = [claim for report in reports for claim in report["claims"]]
-        holds = [claim["holds"] for claim in claims if claim["id"] == claim_id]
-        if None in holds:
-            return "—"
-        return figure(reports) if all(holds) else f"**{figure(reports)}**"
-
-    return judged
-
-
-def _accuracy(reports):
-    return _over_seeds([100 * report["test_accuracy"] for report in reports])
-
-
-def _off_closed_form(layer):
-    return abs(layer["angle"] - np.degrees(np.arccos(geometry.ternary_cosine(layer["tau"]))))
-
-
-def _off_kurtosis(layer):
-    return abs(layer["angle"] - layer["kurtosis_angle"])
-
-
-def _off_peaked(layer):
-    return abs(layer["angle"] - layer["peaked_angle"])
-
-
-def _exponent(reports):
-    convs = [[(layer["d"], layer["angle_sd"]) for layer in _convs(report)] for report in reports]
-    return _range([geometry.scaling_exponent(*np.transpose(pairs)) for pairs in convs], "{:.2f}")
-
-
-def _fall(reports):
-    before = _inner(lambda layer: layer["weights_dot"]["inside_unit_r"], "{:.2f}")(reports)
-    after = _inner(lambda layer: layer["permuted"]["inside_unit_r"], "{:.2f}")(reports)
-    return f"{before} → {after}"
-
-
-def _first_r(reports):
-    return _range([layer["weights_dot"]["r"] for layer in _first_layers(reports)], "{:.3f}")
-
-
-def _whitened(reports):
-    shares = [100 * layer["variance_shares"][0] for layer in _first_layers(reports)]
-    whitened = [report["rotation"]["zca"]["weights"] for report in reports]
-    return f"{_range(shares, '{:.0f} %')}; {_first_r(reports)} → {_range(whitened, '{:.3f}')}"
-
-
-def _points_lost(reports):
-    lost = [
-        report["test_accuracy"] - report["substitution"][layer["layer"]][1]
-        for report in reports
-        for layer in _convs(report)[1:]
-    ]
-    return _range([100 * points for points in lost], "{:.2f}")
-
-
-_ANGLE = "angle between w<sup>c</sup> and w<sup>b</sup> (°)"
-_WEIGHTS_R = "pooled r of A·w<sup>c</sup> and A·w<sup>b</sup>"
-_ACTIVATIONS_R = "pooled r of A<sup>c</sup>·w<sup>b</sup> and A<sup>b</sup>·w<sup>b</sup>"
-
-# What is measured; what the paper, theory or the condition says; the figure.
-CLAIMS = (
-    ("test accuracy (%)", "CIFAR-10: 88.6 to 89.9 after 500 epochs", _accuracy),
-    (_ANGLE, "37.07; less if ternary", _inner(lambda layer: layer["angle"], "{:.1f}")),
-    (
-        "distance to the Gaussian angle at t/σ (°)",
-        "≤ 4",
-        _inner(_off_closed_form, "{:.1f}", at_most=4),
-    ),
-    ("distance to the angle of κ (°)", "≤ 1", _inner(_off_kurtosis, "{:.2f}", at_most=1)),
-    (
-        "distance to the angle of κ and peak (°)",
-        "≤ 1",
-        _inner(_off_peaked, "{:.2f}", at_most=1),
-    ),
-    (
-        "σ of w<sup>c</sup> / σ at initialization",
-        "≥ 2",
-        _inner(lambda layer: layer["sd_over_initial"], "{:.1f}", at_least=2),
-    ),
-    (
-        "spread of the angle over units: exponent of d",
-        "−0.5 ± 0.15",
-        _judged("angle-scaling", _exponent),
-    ),
-    (
-        _WEIGHTS_R,
-        "≥ 0.9",
-        _judged("weights-dot", _inner(lambda layer: layer["weights_dot"]["r"])),
-    ),
-    ("the same in the first layer", "below", _judged("weights-dot", _first_r)),
-    (
-        _ACTIVATIONS_R,
-        "≥ 0.85",
-        _judged("activations-dot", _inner(lambda layer: layer["activations_dot"]["r"])),
-    ),
-    (
-        "r by unit of A·w<sup>c</sup> and A·w<sup>b</sup>: inputs as they are → permuted",
-        "→ cosine of the angle",
-        _judged("permutation", _fall),
-    ),
-    (
-        "first layer: variance on the first axis; pooled r as it is → whitened",
-        "≥ 50 %; up by 0.15",
-        _judged("first-layer", _whitened),
-    ),
-    (
-        "accuracy lost with w<sup>c</sup> in place of w<sup>b</sup> in one layer (points)",
-        "≤ 2",
-        _judged("substitution", _points_lost),
-    ),
-)
-
-
-# --- Runs -------------------------------------------------------------------------------------
+def demo(results="results"):
+    """What the demo printed."""
+    return (Path(results) / "demo.txt").read_text(encoding="utf-8").splitlines()
 
 
 def runs_table(results="results"):
     """Every trained network under `results`. Runs that differ only in their seed share a line.
 
-    Accuracies are those of `claims_table`, minutes the least and the most of the runs. The
-    parameter and what is returned are those of `claims_table`.
-
-    Raises
-    ------
-    ValueError
-        If no run is there.
+    Accuracies are those of `claims_table`, minutes the least and the most of the runs.
     """
     groups = defaultdict(list)
     for path in sorted(Path(results).glob("*/run.json")):
@@ -362,19 +357,56 @@ def _minutes(folder):
         return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
 
 
+# The documents that hold them.
+TABLES = {
+    demo: "README.md",
+    paper_table: "README.md",
+    claims_table: "docs/results.md",
+    evidence_table: "docs/results.md",
+    costs_table: "docs/results.md",
+    runs_table: "docs/results.md",
+}
+
+
 # --- Command line -----------------------------------------------------------------------------
 
 
+def check(root="."):
+    """What is wrong in README.md and docs/*.md, one line each: a table or a number that differs.
+
+    Parameters
+    ----------
+    root : path-like
+        The repository.
+
+    Returns
+    -------
+    list of str
+    """
+    root, wrong = Path(root), []
+    tables = {table: table(root / "results") for table in TABLES}
+    for table, lines in tables.items():
+        document = TABLES[table]
+        if "\n".join(lines) not in (root / document).read_text(encoding="utf-8"):
+            wrong.append(f"{document}: {table.__name__} is not what {PROGRAM} prints")
+    return wrong + unfounded(root, [line for lines in tables.values() for line in lines])
+
+
 def main(argv=None):
-    """`python -m tools.summary`: print the tables."""
+    """`python -m tools.summary`: print the tables, or check the documents."""
     cli = argparse.ArgumentParser(
         prog=PROGRAM,
         description="The tables of README.md and docs/results.md, from the files under results/.",
     )
-    cli.parse_args(argv)
+    cli.add_argument("--check", action="store_true", help="compare README.md and docs/ with them")
+    args = cli.parse_args(argv)
     with one_line_errors(PROGRAM):
-        tables = paper_table(), claims_table(), costs_table(), runs_table()
-        print("\n\n".join("\n".join(lines) for lines in tables))
+        if not args.check:
+            print("\n\n".join("\n".join(table()) for table in TABLES))
+            return
+        wrong = check()
+        print("\n".join(wrong))
+        require(not wrong, f"{len(wrong)} numbers or tables differ from those under results/")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""A page of HTML that needs no other file: text, figures with captions, and tables."""
+
+import base64
+import io
+from pathlib import Path
+
+import jinja2
+
+# isort: split
+import matplotlib.pyplot as plt
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def png(figure):
+    """The bytes of a matplotlib figure as PNG; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def render(title, lines, figures, tables, opened=2):
+    """Render templates/page.html.
+
+    Parameters
+    ----------
+    title : str
+    lines : sequence of str
+        Paragraphs below the title.
+    figures : iterable of (str, str, bytes)
+        Title, caption and PNG of each figure.
+    tables : iterable of (str, str, str, list of dict)
+        Title, remark, what failed (remark and failure may be empty), and rows: dicts of column to
+        cell.
+    opened : int
+        So many tables are unfolded and stand above the figures; the others can be unfolded.
+
+    Returns
+    -------
+    str
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = [(name, caption, base64.b64encode(image).decode()) for name, caption, image in figures]
+    return environment.get_template("page.html").render(
+        title=title, lines=lines, figures=shown, tables=list(tables), opened=opened
+    )
