@@ -1,8 +1,10 @@
 """Figures, drawn from arrays that others computed. Angles come in radians and are drawn in degrees.
 
-Every `plot_` function returns a matplotlib figure.
+Every `plot_` function returns a matplotlib figure. `layers` are `measure.LayerMeasurement`s, or
+objects with the attributes that are drawn. `samples` are dicts from a dimension d to angles.
 """
 
+import tomllib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -100,11 +102,10 @@ def plot_straight_through(x, curves, ramp):
 
     Parameters
     ----------
-    x : ndarray, shape (n,)
+    x, ramp : ndarray, shape (n,)
+        The gradients are the derivative of the ramp.
     curves : dict
         Name to (forward, gradient), arrays of shape (n,).
-    ramp : ndarray, shape (n,)
-        The function whose derivative the gradients are.
     """
     figure, axes = _grid(len(curves), size=(3.4, 2.7))
     for axis, (name, (forward, gradient)) in zip(axes, curves.items(), strict=True):
@@ -124,7 +125,6 @@ def plot_angle_samples(samples, density=None, moments=None):
     Parameters
     ----------
     samples : dict
-        Dimension d to angles in radians.
     density : callable, optional
         (angles, d) to the probability density per radian, drawn as a line.
     moments : callable, optional
@@ -151,13 +151,7 @@ def plot_angle_samples(samples, density=None, moments=None):
 
 
 def plot_angle_ranges(binarized, random):
-    """Angles to the own sign and to another vector, over all of [0, π], per dimension.
-
-    Parameters
-    ----------
-    binarized, random : dict
-        Dimension d to angles in radians.
-    """
+    """Angles to the own sign and to another vector (samples), over all of [0, π], per dimension."""
     figure, axes = _grid(len(binarized), size=(2.4, 2.1))
     edges, grid = np.arange(181), np.linspace(0, 180, 1801)
     limit = np.degrees(geometry.binary_angle())
@@ -181,11 +175,6 @@ def plot_spread(samples):
     """Standard deviation of sampled angles against dimension, with theory and d^(−1/2).
 
     On the left as it is, on the right times √d, with standard errors.
-
-    Parameters
-    ----------
-    samples : dict
-        Dimension d to angles in radians.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3))
     d = np.array(list(samples))
@@ -209,13 +198,12 @@ def plot_spread(samples):
 
 
 def plot_shapes(samples):
-    """Angle against kurtosis: the generalized Gaussian's curve and sampled distributions.
+    """Angle against kurtosis: the generalized Gaussian's curve, and means of sampled distributions.
 
     Parameters
     ----------
     samples : dict
-        Name to (kurtosis, angle in radians), arrays with one entry per vector; their means are
-        drawn.
+        Name to (kurtosis, angle in radians), arrays with one entry per vector.
     """
     figure, axis = plt.subplots(figsize=(4.8, 3.3))
     means = {name: np.mean(pair, axis=1) for name, pair in samples.items()}
@@ -233,13 +221,7 @@ def plot_shapes(samples):
 
 
 def plot_rotated(samples):
-    """Angles of plain and of rotated binarization of an anisotropic Gaussian, per dimension.
-
-    Parameters
-    ----------
-    samples : dict
-        Dimension d to (plain, rotated) angles in radians.
-    """
+    """Angles of plain and of rotated binarization of an anisotropic Gaussian: pairs of samples."""
     figure, axes = _grid(len(samples), size=(2.4, 2.3))
     edges, limit = np.arange(0, 91, 1.5), np.degrees(geometry.binary_angle())
     for axis, (d, angles) in zip(axes, samples.items(), strict=True):
@@ -299,13 +281,7 @@ def plot_ternary(samples, networks):
 
 
 def plot_bits(levels):
-    """Angle against bits per weight: Lloyd–Max quantizers, and the limit for any code.
-
-    Parameters
-    ----------
-    levels : sequence of int
-        Numbers of levels of the quantizers.
-    """
+    """Angle against bits per weight: Lloyd–Max quantizers of `levels`, and the limit of any code."""
     figure, axis = plt.subplots(figsize=(4.8, 3.3))
     bits = np.linspace(0, np.log2(max(levels)) + 0.2, 200)
     limit = np.degrees(geometry.rate_distortion_angle(bits))
@@ -328,16 +304,8 @@ def plot_bits(levels):
 def plot_layer_angles(layers):
     """Distribution over units of angle(w^c, w^b), layer by layer: zoomed, and over [0, π].
 
-    Each layer's histogram is scaled to its own peak and stands on a line of its own, with the
-    mean ± sd that Gaussian weights would show below it. For many dimensions this is 37.07° with
-    the sign, which is drawn unless all layers are ternary.
-
-    Parameters
-    ----------
-    layers : sequence
-        With `name`, `fan_in`, `angles` (radians, one per unit; nan is left out) and `theory`
-        (mean and sd in radians; a ternary layer's sd is nan and is not drawn), as
-        `measure.LayerMeasurement`.
+    Each layer's histogram is scaled to its own peak. Below it stands the mean ± sd of Gaussian
+    weights. For many dimensions and the sign this is 37.07°, drawn unless all layers are ternary.
     """
     size = (8.4, 0.4 * len(layers) + 1.3)
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 2))
@@ -374,11 +342,6 @@ def plot_angle_scaling(layers):
 
     Power laws are fitted to the convolutional layers, with the first one and without it. Bars are
     standard errors. Layers whose units do not differ are left out.
-
-    Parameters
-    ----------
-    layers : sequence
-        As for `plot_layer_angles`, with `convolutional`, `first` and `spread_ratio`.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6))
     layers = [layer for layer in layers if np.nanstd(layer.angles) > 0]
@@ -423,8 +386,8 @@ def plot_dot_products(layers, which):
     Parameters
     ----------
     layers : sequence
-        With `name` and the attribute `which`, a `measure.DotProducts`, or None (layer not drawn).
     which : {'weights_dot', 'activations_dot', 'permuted'}
+        The attribute that is drawn, a `measure.DotProducts`.
     """
     labels = {
         "weights_dot": ("A·w$^c$", "A·w$^b$"),
@@ -471,13 +434,7 @@ def _draw_pairs(axis, pairs, share, colors):
 
 
 def plot_weights(layers):
-    """Distribution of the latent weights, layer by layer, with the share that sits at ±1.
-
-    Parameters
-    ----------
-    layers : sequence
-        With `name` and `wc`, the latent weights.
-    """
+    """Distribution of the latent weights, layer by layer, with the share that sits at ±1."""
     figure, axes = _grid(len(layers))
     for layer, axis in zip(layers, axes, strict=True):
         w, deviation = layer.wc.ravel(), layer.wc.std()
@@ -497,13 +454,7 @@ def plot_weights(layers):
 
 
 def plot_predicted(layers):
-    """r of each unit against the r that its weights and the input covariance predict.
-
-    Parameters
-    ----------
-    layers : sequence of measure.LayerMeasurement
-        Layers without a covariance are not drawn.
-    """
+    """r of each unit against the r that its weights and the input covariance predict."""
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.9))
     drawn = [layer for layer in layers if layer.predicted_r is not None]
     for axis in axes:
@@ -532,10 +483,6 @@ def plot_permutation(layers):
     """r of each layer as it is and with its inputs permuted, with the cosine of its angle.
 
     Means over units away from the border, with the units' standard deviation.
-
-    Parameters
-    ----------
-    layers : sequence of measure.LayerMeasurement
     """
     figure, axis = plt.subplots(figsize=(5.2, 3.2))
     for attribute, marker, color, shift, label in (
@@ -559,13 +506,7 @@ def plot_permutation(layers):
 
 
 def plot_spectra(layers):
-    """Share of the input variance that the first principal axes hold, layer by layer.
-
-    Parameters
-    ----------
-    layers : sequence of measure.LayerMeasurement
-        Layers without a spectrum are not drawn.
-    """
+    """Share of the input variance that the first principal axes hold, layer by layer."""
     figure, axis = plt.subplots(figsize=(4.6, 3.4))
     for i, layer in enumerate(layer for layer in layers if layer.spectrum is not None):
         shares = np.cumsum(layer.spectrum) / layer.spectrum.sum()
@@ -584,14 +525,8 @@ def plot_spectra(layers):
 def plot_filters(layer, count=32):
     """Filters of the first layer, latent above binarized, in the colours of the image channels.
 
-    They are ordered by the r of their dot products, which stands above each.
-
-    Parameters
-    ----------
-    layer : measure.LayerMeasurement
-        With one or three input channels.
-    count : int
-        How many of them, from the lowest to the highest r.
+    `count` of them, from the lowest to the highest r of their dot products, which stands above
+    each. The layer has one or three input channels.
     """
     r = layer.weights_dot.unit_r
     order = np.argsort(r)[: np.isfinite(r).sum() or None]
@@ -639,13 +574,7 @@ def plot_counterexample(image, found, label, predicted):
 
 
 def plot_rotation(correlations):
-    """r of the first layer, quantized in several bases.
-
-    Parameters
-    ----------
-    correlations : dict
-        From `experiments.rotation_correlations`.
-    """
+    """r of the first layer in several bases, from `experiments.rotation_correlations`."""
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
     names = {"as is": "as is", "random": "random\nrotation", "pca": "principal\naxes", "zca": "ZCA"}
     cosine = np.cos(geometry.binary_angle())
@@ -700,14 +629,9 @@ def plot_substitution(accuracies, images):
 
 
 def plot_angle_history(rows):
-    """Angle and r of every layer over the epochs of a training, from before the first step.
+    """Angle and r of every layer over the epochs of a training, from `geometry_log.read_geometry`.
 
     r is drawn twice: from 0.85 on, and over its whole range.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-        From `geometry_log.read_geometry`.
     """
     figure, axes = plt.subplot_mosaic([["angle", "high"], ["angle", "r"]], figsize=(8.8, 4.2))
     for i, name in enumerate(dict.fromkeys(row["layer"] for row in rows)):
@@ -743,88 +667,18 @@ def plot_angle_history(rows):
 
 # Title and what to see, of the figures of a network.
 CAPTIONS = {
-    "weights_dot": (
-        "Dot products with latent and with quantized weights",
-        "Each panel is a layer. Where the pairs lie along the line, quantization only rescales the "
-        "dot products by its slope. Compare the first layer with the others: its cloud is wide, "
-        "and many pairs change their sign (shaded quadrants).",
-    ),
-    "angle_history": (
-        "The geometry over the training",
-        "Uniform weights start at 30°. In the first epoch the angles rise, and so does r, except "
-        "in the first layer, where it falls. r is highest after the first epochs and falls a "
-        "little later, while the angles grow on.",
-    ),
-    "angles": (
-        "Angles between latent and quantized weights",
-        "The histograms of the wide layers are narrow. Their distance to the black marks "
-        "is the difference between the weights of the layer and Gaussian ones.",
-    ),
-    "angle_scaling": (
-        "Spread of the angles",
-        "Left: the slope of the fit depends on the first layer. Right: a layer above the grey band "
-        "has units that differ more than independent draws of weights would.",
-    ),
-    "activations_dot": (
-        "Dot products with float and with quantized activations",
-        "As the first figure, for the inputs of the layers instead of their weights.",
-    ),
-    "permutation": (
-        "r with permuted inputs",
-        "The squares lie on the cosine of the angle, the circles far above it: the difference is "
-        "the effect of the structure of the inputs. Bars are standard deviations over units.",
-    ),
-    "permuted": (
-        "Dot products with permuted inputs",
-        "As the first figure, after the permutation. The clouds are wider. r is pooled: it is "
-        "above the cosine of the angle where units differ in their mean.",
-    ),
-    "predicted": (
-        "r of each unit, predicted and measured",
-        "The points lie on the line: the covariance of the inputs determines r.",
-    ),
-    "spectra": (
-        "Variance of the inputs along their principal axes",
-        "One axis holds most of the variance of the first layer's inputs. In the other layers many "
-        "axes share it.",
-    ),
-    "filters": (
-        "Filters of the first layer, by their r",
-        "Filters with a high r have mostly one sign, and answer to brightness. Those with a low r "
-        "are differences, which the signs represent badly.",
-    ),
-    "rotation": (
-        "The first layer in other bases",
-        "Compare the first bar of each group with the line: a random rotation and whitening (ZCA) "
-        "bring r to what uncorrelated inputs would give.",
-    ),
-    "substitution": (
-        "Latent weights in place of quantized ones",
-        "Left: without new statistics of batch norm the accuracy is lost. Right: with them, inner "
-        "layers stay within the sampling error (bars) or near it; the first layer and all layers "
-        "together do not.",
-    ),
-    "weights": (
-        "Distribution of the latent weights",
-        "Compare the histogram with the Gaussian of the same standard deviation: near the "
-        "threshold of the quantizer, and at ±1, where weights are clipped.",
-    ),
+    name: (caption["title"], caption["see"])
+    for name, caption in tomllib.loads(
+        (Path(__file__).parent / "templates" / "captions.toml").read_text(encoding="utf-8")
+    ).items()
 }
 
 
 def run_figures(layers, folder, history=(), rotation=None, substitution=None, images=None):
     """Write the figures of a network to `folder`, as PNG and PDF: those that it has data for.
 
-    Parameters
-    ----------
-    layers : sequence of measure.LayerMeasurement
-    folder : path-like
-    history : sequence of dict
-        From `geometry_log.read_geometry`.
-    rotation, substitution : dict, optional
-        From `experiments`.
-    images : int, optional
-        Test images of the substitution.
+    `history` is from `geometry_log.read_geometry`, `rotation` and `substitution` from
+    `experiments`; `images` counts the test images of the latter.
     """
     for name, figure in _figures(layers, history, rotation, substitution, images):
         save_figure(figure, folder, name)

@@ -103,7 +103,9 @@ def test_the_published_report_is_of_the_published_checkpoint():
     assert stored.summary() | {"claims": summary["claims"]} == summary
 
 
-@pytest.mark.parametrize("path", RESULTS.glob("*/report.json"), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", [*RESULTS.glob("*/report.json")], ids=lambda path: path.parent.name
+)
 def test_the_published_reports_are_judged_by_todays_conditions(path):
     summary = json.loads(path.read_text(encoding="utf-8"))
     assert [vars(claim) for claim in claims.judge(summary)] == summary["claims"]
