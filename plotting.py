@@ -281,7 +281,7 @@ def plot_ternary(samples, networks):
 
 
 def plot_bits(levels):
-    """Angle against bits per weight: Lloyd–Max quantizers of `levels`, and the limit of any code."""
+    """Angle against bits per weight: Lloyd–Max quantizers of `levels`, and the limit of codes."""
     figure, axis = plt.subplots(figsize=(4.8, 3.3))
     bits = np.linspace(0, np.log2(max(levels)) + 0.2, 200)
     limit = np.degrees(geometry.rate_distortion_angle(bits))

@@ -400,7 +400,7 @@ def checked(argv):
         require_teacher(training.teacher, IMAGE_SHAPES[data_set], NUM_CLASSES)
     every = getattr(args, "ckpt_n", 10)
     require(every >= 1, f"--ckpt_n must be at least 1, not {every}")
-    require_size(network, IMAGE_SHAPES[data_set], NUM_CLASSES)
+    require_size(network, *images_and_classes(data_set))
     if "param_file" in args:
         check_checkpoint_fits(args.param_file, data_set)
     if "pack" in args:
