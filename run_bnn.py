@@ -397,7 +397,7 @@ def checked(argv):
     network, training = network_params(args), training_params(args)
     require_flips(network, training)
     if training.teacher is not None:
-        require_teacher(training.teacher, IMAGE_SHAPES[data_set], NUM_CLASSES)
+        require_teacher(training.teacher, *images_and_classes(data_set))
     every = getattr(args, "ckpt_n", 10)
     require(every >= 1, f"--ckpt_n must be at least 1, not {every}")
     require_size(network, *images_and_classes(data_set))

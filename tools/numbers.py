@@ -8,7 +8,7 @@ folders in which the numbers below it are looked up, up to the next comment or h
 colon stands a pattern of keys of a JSON file or of columns of a CSV file; `tables` are those that
 `tools.summary` prints. Without a comment it is all of this.
 
-Not looked up are code, links, parts of names ("conv_1"), whole numbers below ten, tables that
+Not looked up are code, links, years, numbers of papers at arXiv, parts of names ("conv_1"), whole numbers below ten, tables that
 `tools.summary` prints, and what docs/not_measured.txt lists: phrases whose numbers are no
 measurements, such as versions and constants.
 """
@@ -27,8 +27,10 @@ NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)\d+(?:,\d{3})*(?:\.\d+)?(?!\w|[.,]\d)")
 # Not inside of words: no digests.
 STORED = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 SOURCE = re.compile(r"<!-- results: (.*?) -->")
-# Code, the target of a link, tags and comments, addresses.
-HIDDEN = re.compile(r"`[^`]*`|\]\([^)]*\)|<[^>]*>|https?://\S+")
+# Code, the target of a link, tags and comments, addresses, numbers of papers, years.
+HIDDEN = re.compile(
+    r"`[^`]*`|\]\([^)]*\)|<[^>]*>|https?://\S+|(?:arXiv )?\b\d{4}\.\d{5}\b|\b(?:19|20)\d\d\b(?!\.)"
+)
 
 
 def unfounded(root, printed=()):
