@@ -8,9 +8,9 @@ folders in which the numbers below it are looked up, up to the next comment or h
 colon stands a pattern of keys of a JSON file or of columns of a CSV file; `tables` are those that
 `tools.summary` prints. Without a comment it is all of this.
 
-Not looked up are code, links, years, numbers of papers at arXiv, parts of names ("conv_1"), whole numbers below ten, tables that
-`tools.summary` prints, and what docs/not_measured.txt lists: phrases whose numbers are no
-measurements, such as versions and constants.
+Not looked up are code, links, years, numbers of papers at arXiv, parts of names ("conv_1"), whole
+numbers below ten, tables that `tools.summary` prints, and what docs/not_measured.txt lists: phrases
+whose numbers are no measurements, such as versions and constants.
 """
 
 import csv
