@@ -7,7 +7,6 @@ weights.
 
 import collections
 import dataclasses
-import functools
 import math
 
 import checkpoint
@@ -102,6 +101,7 @@ class _Layers:
         """Batch norm of what the last product was made into."""
         norm = graph_ops.ShiftBatchNormalization(
             self._training.bn_momentum,
+            self._training.threshold_penalty,
             name=f"{self._name}{suffix}_norm",
             dtype="float32",
             **options,
@@ -414,16 +414,7 @@ class BinaryNeuralNetwork:
         Both have the same layers. A functional model casts its input to one type, and pixels mean
         something else than floats.
         """
-        return self.model if np.asarray(x).dtype == np.uint8 else self._float_model
-
-    @functools.cached_property
-    def _float_model(self):
-        uncompiled = keras.Model(self.model.input, self.model.output, name=self.model.name)
-        return keras.models.clone_model(
-            uncompiled,
-            input_tensors=keras.Input(self.in_dim, name="images"),
-            clone_function=lambda layer: layer,
-        )
+        return self.model if np.asarray(x).dtype == np.uint8 else walk.taking_floats(self.model)
 
     @property
     def weight_count(self):

@@ -178,11 +178,32 @@ class ShiftBatchNormalization(keras.layers.BatchNormalization):
     ----------
     momentum : float
         Weight of the old value in the moving averages.
+    threshold_penalty : float
+        Factor of a loss that grows with each unit's threshold: the sum over units of max(T, 0). The
+        normalized product is positive where the product is above T = mean − β·√(variance + ε), with
+        the moving averages. β alone learns from it.
+
+    References
+    ----------
+    K. Jia, M. Rinard, "Efficient Exact Verification of Binarized Neural Networks" (arXiv
+    2005.03597), whose cardinality bound decay keeps (N + T)/2 small for N weights that are not 0.
     """
 
-    def __init__(self, momentum=0.99, **kwargs):
+    def __init__(self, momentum=0.99, threshold_penalty=0.0, **kwargs):
         options = {"scale": False, "epsilon": BN_EPSILON, "autocast": False}
         super().__init__(momentum=momentum, **options, **kwargs)
+        self.threshold_penalty = threshold_penalty
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        if self.threshold_penalty and self.center:
+            self.beta.regularizer = self._penalty
+
+    def _penalty(self, beta):
+        statistics = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
+        mean, variance = map(tf.stop_gradient, statistics)
+        thresholds = mean - tf.convert_to_tensor(beta) * tf.sqrt(variance + BN_EPSILON)
+        return self.threshold_penalty * tf.reduce_sum(tf.nn.relu(thresholds))
 
     def call(self, inputs, training=False):
         if training:
@@ -229,6 +250,8 @@ class ShiftBatchNormalization(keras.layers.BatchNormalization):
     def get_config(self):
         # The base class lists options that this one fixes.
         options = {"momentum": self.momentum} | ({} if self.center else {"center": False})
+        if self.threshold_penalty:
+            options["threshold_penalty"] = self.threshold_penalty
         return {**keras.layers.Layer.get_config(self), **options}
 
 

@@ -163,6 +163,10 @@ def parser():
     gamma = "share of the newest gradient in Bop's average; with adam, keep that average too"
     add(train, "--bop_gamma", "bop 0.0001", gamma, **number)
     add(train, "--bop_threshold", "bop 1e-08", "average at which Bop flips a weight", **number)
+    attacked = "train on images whose pixels were changed by up to X (of 1) to raise the loss"
+    add(train, "--adversarial", training.adversarial, attacked, **number)
+    thresholds = "factor of a loss that grows with the threshold of each unit"
+    add(train, "--threshold_penalty", training.threshold_penalty, thresholds, **number)
     kurtosis = "penalize the distance of each unit's kurtosis from X"
     add(train, "--kurtosis", "none", kurtosis, **number)
     freeze = "freeze binary weights that flip more often per step than X"

@@ -6,6 +6,7 @@
 import contextlib
 import functools
 
+import adversarial
 import checkpoint
 import stream
 import walk
@@ -18,7 +19,11 @@ from utils import TrainingParams, require
 # isort: split
 import keras
 import numpy as np
+import tensorflow as tf
 
+# Steps of an attack in training, and the share of the epochs over which attacks grow to their full
+# strength.
+ATTACK_STEPS, GROWING = 10, 0.5
 # Training images on which batch norm's statistics are taken at the end of a training, and before
 # each validation.
 REFIT_IMAGES, VALIDATION_REFIT_IMAGES = 10_000, 1000
@@ -194,6 +199,62 @@ class _SaveState(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         checkpoint.save_state(_student(self.model), self._path, self._params)
+
+
+# --- Adversarial training ---------------------------------------------------------------------
+
+
+def attack_of_epoch(epoch, params):
+    """Largest change of a pixel, in whole grey levels, and steps of the attack in an epoch.
+
+    Both grow in proportion to the epoch, until `GROWING` of all epochs are done, to
+    ⌊255·`params.adversarial`⌋ and `ATTACK_STEPS`.
+
+    Parameters
+    ----------
+    epoch : int or scalar tensor
+        From 0.
+    params : TrainingParams
+
+    Returns
+    -------
+    radius : scalar tensor of float32
+    steps : scalar tensor of int32
+    """
+    done = (tf.cast(epoch, tf.float32) + 1) / (GROWING * params.epochs)
+    share = tf.minimum(done, 1.0)
+    radius = float(adversarial.radius_of(params.adversarial))
+    steps = tf.cast(tf.math.ceil(share * ATTACK_STEPS), tf.int32)
+    return tf.round(share * radius), steps
+
+
+@contextlib.contextmanager
+def _attacking(model, x, params, steps_per_epoch):
+    """The compiled `model` takes its steps of training on attacked images, if `params` say so.
+
+    An attack follows from the seed and the optimizer's step alone, so a training that is resumed
+    sees those of one that was never interrupted.
+    """
+    if not params.adversarial:
+        yield
+        return
+    require(x.dtype == np.uint8, f"adversarial training takes uint8 images, not {x.dtype}")
+    on_given, on_floats = model.train_step, walk.taking_floats(model)
+
+    def train_step(data):
+        images, labels = data
+        step = tf.cast(model.optimizer.iterations, tf.int32)
+        radius, steps = attack_of_epoch(step // steps_per_epoch, params)
+        seed = tf.stack([params.seed, step])
+        # As in training: the moving averages fit none of the present weights.
+        options = {"radius": radius, "steps": steps, "seed": seed, "training": True}
+        return on_given((adversarial.attacked(on_floats, images, labels, **options), labels))
+
+    model.train_step = train_step
+    try:
+        yield
+    finally:
+        del model.train_step
 
 
 # --- Training ---------------------------------------------------------------------------------
@@ -387,20 +448,21 @@ def _train(model, x, y, params, batch_size, validation, callbacks, strategy, ver
     )
     if validation is not None:
         validation = batches_in_order(*validation, batch_size=stream.INFERENCE_BATCH)
-    history = model.fit(
-        devices.distributed(strategy, batches),
-        initial_epoch=initial_epoch,
-        epochs=params.epochs,
-        steps_per_epoch=steps,
-        shuffle=False,  # The pipeline does it.
-        validation_data=validation,
-        verbose=verbose if devices.is_chief(strategy) else 0,
-        callbacks=[
-            _StopOnDivergence(),
-            _StopWithoutSignal(),
-            keras.callbacks.LearningRateScheduler(params.learning_rate),
-            _RefitBeforeValidation(x[:VALIDATION_REFIT_IMAGES]),
-            *callbacks,
-        ],
-    )
+    with _attacking(model, x, params, steps):
+        history = model.fit(
+            devices.distributed(strategy, batches),
+            initial_epoch=initial_epoch,
+            epochs=params.epochs,
+            steps_per_epoch=steps,
+            shuffle=False,  # The pipeline does it.
+            validation_data=validation,
+            verbose=verbose if devices.is_chief(strategy) else 0,
+            callbacks=[
+                _StopOnDivergence(),
+                _StopWithoutSignal(),
+                keras.callbacks.LearningRateScheduler(params.learning_rate),
+                _RefitBeforeValidation(x[:VALIDATION_REFIT_IMAGES]),
+                *callbacks,
+            ],
+        )
     return history.history

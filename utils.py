@@ -467,6 +467,12 @@ class TrainingParams:
     temperature : float, optional
         Of the teacher: by what its scores and the network's are divided before softmax; by
         default 1.
+    adversarial : float
+        Train on images of which every pixel was changed by up to this, on the scale from 0 to 1, to
+        raise the loss; see `training.attack_of_epoch`.
+    threshold_penalty : float
+        Factor of a loss that grows with the threshold of each unit; see
+        `graph_ops.ShiftBatchNormalization`.
 
     Raises
     ------
@@ -492,6 +498,8 @@ class TrainingParams:
     teacher: str | None = None
     with_labels: bool = False
     temperature: float | None = None
+    adversarial: float = 0.0
+    threshold_penalty: float = 0.0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -505,6 +513,8 @@ class TrainingParams:
         _require_number("lr_start", self.lr_start, 0, open_low=True)
         _require_number("lr_end", self.lr_end, 0, open_low=True)
         _require_number("bn_momentum", self.bn_momentum, 0, 1)
+        _require_number("adversarial", self.adversarial, 0, 1)
+        _require_number("threshold_penalty", self.threshold_penalty, 0)
         require(
             self.lr_schedule in ("exponential", "linear"),
             f"lr_schedule must be exponential or linear, not {self.lr_schedule!r}",

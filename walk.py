@@ -41,6 +41,7 @@ __all__ = [
     "products",
     "products_of",
     "steps",
+    "taking_floats",
     "unknown_layers",
     "visit",
 ]
@@ -359,6 +360,27 @@ def steps(model):
     graph = graph_of(model)
     require(graph is not None, f"the model {model.name} is not functional: it has no list of steps")
     return graph.steps
+
+
+_TAKING_FLOATS = weakref.WeakKeyDictionary()
+
+
+def taking_floats(model):
+    """A functional model of uint8 images as one, with the same layers, of floats in [−1, 1].
+
+    A functional model casts its input to one type, and pixels mean something else than floats.
+    Other models are returned as they are.
+    """
+    if _functional(model) is None or model.inputs[0].dtype != "uint8":
+        return model
+    if model not in _TAKING_FLOATS:
+        uncompiled = keras.Model(model.input, model.output, name=model.name)
+        _TAKING_FLOATS[model] = keras.models.clone_model(
+            uncompiled,
+            input_tensors=keras.Input(model.inputs[0].shape[1:], name="images"),
+            clone_function=lambda layer: layer,
+        )
+    return _TAKING_FLOATS[model]
 
 
 def graph_of(model):

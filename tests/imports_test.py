@@ -15,6 +15,7 @@ FLOORS = (
     ("quantizers", "products"),
     ("walk",),
     ("stream", "checkpoint", "optimizers", "flips", "distribute", "data"),
+    ("adversarial",),
     ("training", "packed"),
     ("export",),
     ("bnn",),
