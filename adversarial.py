@@ -112,7 +112,8 @@ def fool(model, x, y, epsilon, steps=100, searches=1000, seed=0):
     """Look for images within ε that a network classifies wrongly.
 
     Gradient ascent first, and then, from the nearest miss, a random search: some pixels of the
-    image are changed to allowed whole numbers, and what lowers the lead of the right score is kept.
+    image are changed to allowed whole numbers, and what does not raise the lead of the right score
+    is kept.
 
     Parameters
     ----------
@@ -217,5 +218,6 @@ class _Best:
 
     def keep(self, images):
         found = leads(self._model, images, self._y)
-        better = (found < self._leads) & (self._leads > 0)
+        # Equal leads, too: the scores change in steps.
+        better = (found <= self._leads) & (self._leads > 0)
         self.images[better], self._leads[better] = images[better], found[better]

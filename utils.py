@@ -565,6 +565,8 @@ class TrainingParams:
             f"teacher must be the path of a checkpoint, not {self.teacher!r}",
         )
         require(taught or not self.with_labels, "with_labels needs a teacher: it adds to one")
+        alone = not (taught and self.adversarial)
+        require(alone, "adversarial and teacher exclude each other: give one")
         require(taught or self.temperature is None, "temperature needs a teacher")
         if taught:
             _require_number("temperature", self.temperature, 0, open_low=True)

@@ -278,6 +278,8 @@ class _Compiler:
             upper = np.stack([find(added)[1] for added in (-1, 1)])
             return Shortcut(f"{product.name}_shortcut", (x.number, x.added), upper)
         lower, upper = find()
+        # With a threshold of 0 a ternary quantizer is a sign for all whole numbers.
+        ternary = ternary and _reach_zero(product, lower, upper)
         limits = {"upper": upper} | ({"lower": lower} if ternary else {})
         return Threshold(name, (x.number,), ternary=ternary, **limits)
 
@@ -339,6 +341,14 @@ def _check_product(layer):
     _require(linear, layer, "has an activation of its own")
     dilation = getattr(layer, "dilation_rate", (1, 1))
     _require(tuple(dilation) == (1, 1), layer, "is dilated")
+
+
+def _reach_zero(product, lower, upper):
+    """Does a product lie between the two thresholds of any unit?"""
+    largest = product.largest
+    below = np.clip(lower.astype(np.int64), -largest - 1, largest)
+    above = np.clip(upper.astype(np.int64), -largest, largest + 1)
+    return bool((above - below > 1).any())
 
 
 def _thresholds(product, rescale, functions, added=0):

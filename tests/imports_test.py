@@ -28,7 +28,7 @@ FLOORS = (
     ("survey",),
     ("verify",),
     ("examples",),
-    ("run_bnn",),
+    ("run_bnn", "attack"),
     ("tools",),
 )
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}

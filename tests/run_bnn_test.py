@@ -285,6 +285,12 @@ WRONG = {
     "conv against max_pool": (["--conv", "8"], "max_pool needs one entry per conv layer: 1"),
     "input_levels": (["--input_levels", "3"], "invalid choice: 3 (choose from 2, 4, 6, 16, 18"),
     "levels rotated": (["--input_levels", "2", "--rotate_first", "pca"], "input_levels excludes"),
+    "adversarial": (
+        ["--adversarial", "1.5"],
+        "adversarial must be a number at least 0 and",
+    ),
+    "two lessons": (["--adversarial", "0.1", "--teacher", "x.keras"], "adversarial and teacher"),
+    "threshold_penalty": (["--threshold_penalty", "-1"], "threshold_penalty must be a number at"),
     "stride": (["--stride", "0"], "stride must hold whole numbers of at least 1"),
     "stride per layer": (["--stride", "2", "1"], "stride must be one number, or one per"),
     "max_pool": (["--conv", "8", "--max_pool", "3"], "max_pool must hold 0 or 1"),

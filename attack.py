@@ -1,0 +1,100 @@
+"""Look for small changes of images that change the answer of a network.
+
+python attack.py output/demo/network.keras --data_set digits --epsilon 0.1 --images 100
+"""
+
+import argparse
+import csv
+import math
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from data.load_data import DATA_SETS, IMAGE_SHAPES, load_data
+from utils import atomic_path, one_line_errors, require
+
+COLUMNS = ("index", "label", "predicted", "verdict")
+MISCLASSIFIED, FOOLED, NOT_FOOLED = "misclassified", "fooled", "not fooled"
+
+
+def parser():
+    """The command line."""
+    cli = argparse.ArgumentParser(prog="attack.py", description=__doc__.splitlines()[0])
+    add = cli.add_argument
+    whole = {"type": int, "metavar": "N"}
+    add("checkpoint", help="a network that run_bnn.py has trained, .keras")
+    add("--data_set", default="cifar-10", choices=DATA_SETS, help="what it was trained on")
+    add("--data_dir", help="folder of the data sets (default: $BNN_DATA_DIR, else data/)")
+    add("--split", default="test", choices=("test", "valid"), help="which images (default: test)")
+    epsilon = "the most that a pixel may change, on the scale from 0 to 1: 0.1 or 8/255"
+    add("--epsilon", required=True, type=Fraction, metavar="X", help=epsilon)
+    add("--images", default=1000, help="the first N images (default: 1000)", **whole)
+    add("--steps", default=100, help="of gradient ascent (default: 100)", **whole)
+    add("--searches", default=1000, help="of the random search (default: 1000)", **whole)
+    add("--seed", default=0, help="of both (default: 0)", **whole)
+    add("--out", metavar="DIR", help="folder of attack.csv and attacked.npz (default: none)")
+    return cli
+
+
+def run(argv):
+    """Attack, print accuracies, write what was found."""
+    args = parser().parse_args(argv)
+    for name, low in (("images", 1), ("steps", 0), ("searches", 0), ("seed", 0)):
+        value = getattr(args, name)
+        require(value >= low, f"--{name} must be at least {low}, not {value}")
+    require(0 <= args.epsilon <= 1, f"--epsilon must be from 0 to 1, not {float(args.epsilon)}")
+    data = load_data(args.data_set, args.data_dir)
+    x, y = (part[: args.images] for part in (getattr(data, f"{n}_{args.split}") for n in "xy"))
+
+    # Only now, as it takes seconds: a wrong flag should be answered at once.
+    from adversarial import fool
+    from bnn import BinaryNeuralNetwork
+
+    network = BinaryNeuralNetwork.load(args.checkpoint)
+    shape = IMAGE_SHAPES[args.data_set]
+    require(
+        network.in_dim == shape,
+        f"{args.checkpoint} takes images of shape {network.in_dim}, but {args.data_set} has "
+        f"{shape}: choose another --data_set",
+    )
+    predicted = network.classify(x)
+    images, _ = fool(network.model, x, y, float(args.epsilon), args.steps, args.searches, args.seed)
+    # The network's own answer decides.
+    answers = network.classify(images)
+    verdicts = np.where(answers == y, NOT_FOOLED, FOOLED)
+    verdicts[predicted != y] = MISCLASSIFIED
+    print(f"natural accuracy {_share(predicted == y)}")
+    print(f"attacked accuracy at epsilon {args.epsilon}: {_share(verdicts == NOT_FOOLED)}")
+    if args.out:
+        _write(Path(args.out), y, predicted, verdicts, images)
+
+
+def _share(right):
+    share, n = right.mean(), len(right)
+    return f"{share:.4f} ± {math.sqrt(share * (1 - share) / n):.4f} of {n} images"
+
+
+def _write(folder, y, predicted, verdicts, images):
+    with (
+        atomic_path(folder / "attack.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(zip(range(len(y)), y, predicted, verdicts, strict=True))
+    (found,) = np.nonzero(verdicts == FOOLED)
+    with atomic_path(folder / "attacked.npz") as temporary:
+        np.savez_compressed(temporary, index=found, image=images[found])
+    print(folder / "attack.csv")
+
+
+def main(argv=None):
+    """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
+    with one_line_errors("attack.py"):
+        run(sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    main()
