@@ -26,6 +26,8 @@ COMMON = (
     *("--recipe", "fast", "--valid_size", "5000", "--track_geometry", "--track_flips"),
     *("--conv", "64", "64", "128", "128", "256", "256", "--fc", "512", "512"),
 )
+# Where layers widen they halve the image, so that every second shortcut is the identity.
+STRIDED = ("--max_pool", *"000000", "--stride", *"212121")
 # What an arm adds. {teacher} is the checkpoint of the float network of the first seed.
 ARMS = {
     # Keeps the average of gradients that Bop would keep, which changes nothing else.
@@ -38,12 +40,16 @@ ARMS = {
     "float": ("--continuous",),
     "teacher": ("--teacher", "{teacher}"),
     "teacher_labels": ("--teacher", "{teacher}", "--with_labels"),
+    "strided": STRIDED,
+    "residual": (*STRIDED, "--network", "residual"),
+    "boolnet": (*STRIDED, "--network", "boolnet"),
     "bop_short": ("--optimizer", "bop", "--bop_gamma", "0.01", "--bop_threshold", "1e-7"),
 }
 # The tables, and the arms that each sets side by side.
 TABLES = {
     "causes": ("baseline", "kurtosis_1.8", "kurtosis_3", "kurtosis_6", "freeze"),
     "roads": ("baseline", "bop", "bop_short", "float", "teacher", "teacher_labels"),
+    "shortcuts": ("strided", "residual", "boolnet"),
 }
 SEEDS, EPOCHS = (0, 1, 2), 8
 # Validation images on which r is measured: enough for three digits.

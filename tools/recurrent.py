@@ -1,0 +1,120 @@
+"""Recurrent networks with binary, ternary and float kernels, trained alike from several seeds.
+
+python -m tools.recurrent                       # digits; goes on where it was interrupted
+python -m tools.recurrent --data_set MNIST
+
+Each finished run adds a row to results/recurrent.csv, and rows for each time step to
+results/recurrent_time.csv. Accuracies are those of validation images, the last training images.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from data.load_data import IMAGE_SHAPES, load_data
+from tools.arms import add_row, rows_of
+from utils import NetworkParams, TrainingParams, one_line_errors
+
+PROGRAM = "python -m tools.recurrent"
+KINDS = {
+    "binary": {},
+    "ternary": {"levels": 3, "threshold_sigma": 0.612},
+    "float": {"bin_weights": False, "bin_acts": False},
+}
+SEEDS = (0, 1, 2)
+# Of each data set: training images, validation images, epochs.
+SIZES = {"digits": (1000, 257, 20), "MNIST": (20_000, 10_000, 5)}
+UNITS = 128
+# Validation images on which the geometry is measured.
+IMAGES = 250
+
+
+def train(network, kind, seed, data_set):
+    """A trained network and the images that it was trained and is judged on."""
+    from bnn import BinaryNeuralNetwork
+
+    count, valid, epochs = SIZES[data_set]
+    data = load_data(data_set, None, valid)
+    params = NetworkParams(network=network, fc=(UNITS,), **KINDS[kind])
+    training = TrainingParams(
+        batch_size=50 if data_set == "digits" else 100,
+        epochs=epochs,
+        lr_start=4e-3,
+        lr_end=1e-5,
+        lr_schedule="linear",
+        seed=seed,
+    )
+    made = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], 10, params, training)
+    made.fit(data.x_train[:count], data.y_train[:count], verbose=2)
+    return made, data._replace(x_train=data.x_train[:count])
+
+
+def rows_of_run(network, kind, seed, data_set):
+    """Train, and measure: a row of the run, and the rows of its time steps."""
+    from experiments import correlations_over_time, drift_over_time
+    from measure import measure_layers
+
+    started = time.perf_counter()
+    made, data = train(network, kind, seed, data_set)
+    key = {"data_set": data_set, "network": network, "kind": kind, "seed": seed}
+    row = {
+        **key,
+        "epochs": made.training_params.epochs,
+        "training_images": len(data.x_train),
+        "validation_images": len(data.x_valid),
+        "val_accuracy": round(made.score(data.x_valid, data.y_valid), 4),
+    }
+    x = data.x_valid[:IMAGES]
+    for layer in measure_layers(made, x):
+        row[f"{layer.name}_angle"] = round(float(np.degrees(np.nanmean(layer.angles))), 2)
+        row[f"{layer.name}_r"] = round(float(layer.weights_dot.r), 4)
+        row[f"{layer.name}_kurtosis"] = round(float(layer.kurtosis), 3)
+    series = dict(correlations_over_time(made.model, x))
+    if kind != "float":
+        # The twin has its batch norm re-estimated on the same images.
+        made.refit_batch_norm(data.x_train[:1000])
+        for part in ("input", "state"):
+            twin = made.with_weights([f"{network}_1_{part}"])
+            twin.refit_batch_norm(data.x_train[:1000])
+            series[f"state, latent {part} kernel"] = drift_over_time(made, twin, x)
+            row[f"latent_{part}_val_accuracy"] = round(twin.score(data.x_valid, data.y_valid), 4)
+    steps = [
+        # The first product of a state is that of the second time step.
+        {**key, "what": what, "step": step + what.endswith("_state"), "r": round(float(r), 4)}
+        for what, values in series.items()
+        for step, r in enumerate(values, 1)
+    ]
+    row["minutes"] = round((time.perf_counter() - started) / 60, 1)
+    return row, steps
+
+
+def main(argv=None):
+    """Run what is missing; bad input ends with exit code 2."""
+    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition("\n")[0])
+    cli.add_argument("--data_set", default="digits", choices=SIZES)
+    cli.add_argument("--network", default="gru", choices=("gru", "lstm"))
+    cli.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N")
+    cli.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    args = cli.parse_args(argv)
+    runs, times = args.results / "recurrent.csv", args.results / "recurrent_time.csv"
+    with one_line_errors(PROGRAM, "interrupted: the same command goes on"):
+        for seed in args.seeds:
+            for kind in KINDS:
+                key = (args.data_set, args.network, kind, str(seed))
+                done = {
+                    tuple(row[n] for n in ("data_set", "network", "kind", "seed"))
+                    for row in rows_of(runs)
+                }
+                if key in done:
+                    continue
+                row, steps = rows_of_run(args.network, kind, seed, args.data_set)
+                for step in steps:
+                    add_row(times, step)
+                add_row(runs, row)
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
