@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from data.load_data import DATA_SETS, IMAGE_SHAPES, load_data
-from utils import atomic_path, one_line_errors, require
+from utils import atomic_path, file_digest, one_line_errors, require, write_json
 
 COLUMNS = ("index", "label", "predicted", "verdict")
+TABLE, RECORD = "attack.csv", "attack.json"
 MISCLASSIFIED, FOOLED, NOT_FOOLED = "misclassified", "fooled", "not fooled"
 
 
@@ -34,7 +35,7 @@ def parser():
     add("--steps", default=100, help="of gradient ascent (default: 100)", **whole)
     add("--searches", default=1000, help="of the random search (default: 1000)", **whole)
     add("--seed", default=0, help="of both (default: 0)", **whole)
-    add("--out", metavar="DIR", help="folder of attack.csv and attacked.npz (default: none)")
+    add("--out", metavar="DIR", help="folder of attack.csv, .json and attacked.npz (default: none)")
     return cli
 
 
@@ -68,7 +69,10 @@ def run(argv):
     print(f"natural accuracy {_share(predicted == y)}")
     print(f"attacked accuracy at epsilon {args.epsilon}: {_share(verdicts == NOT_FOOLED)}")
     if args.out:
-        _write(Path(args.out), y, predicted, verdicts, images)
+        names = ("data_set", "split", "images", "steps", "searches", "seed")
+        record = {"network_sha256": file_digest(args.checkpoint, "sha256")}
+        record |= {"epsilon": float(args.epsilon), **{n: getattr(args, n) for n in names}}
+        _write(Path(args.out), record, y, predicted, verdicts, images)
 
 
 def _share(right):
@@ -76,9 +80,10 @@ def _share(right):
     return f"{share:.4f} ± {math.sqrt(share * (1 - share) / n):.4f} of {n} images"
 
 
-def _write(folder, y, predicted, verdicts, images):
+def _write(folder, record, y, predicted, verdicts, images):
+    write_json(folder / RECORD, record)
     with (
-        atomic_path(folder / "attack.csv") as temporary,
+        atomic_path(folder / TABLE) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
@@ -87,7 +92,7 @@ def _write(folder, y, predicted, verdicts, images):
     (found,) = np.nonzero(verdicts == FOOLED)
     with atomic_path(folder / "attacked.npz") as temporary:
         np.savez_compressed(temporary, index=found, image=images[found])
-    print(folder / "attack.csv")
+    print(folder / TABLE)
 
 
 def main(argv=None):

@@ -628,6 +628,37 @@ def plot_substitution(accuracies, images):
     return figure
 
 
+def plot_verified(rows):
+    """Verified accuracy of each network against ε, below its attacked accuracy.
+
+    The truth lies in the band between them: what is undecided is in it. Bars are one sampling
+    error.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        With `network`, `epsilon`, `images`, and the shares `natural`, `attacked` and `verified`;
+        see `tools.robustness`.
+    """
+    figure, axis = plt.subplots(figsize=(5.4, 3.4))
+    for number, network in enumerate(dict.fromkeys(row["network"] for row in rows)):
+        own = sorted((row for row in rows if row["network"] == network), key=lambda r: r["epsilon"])
+        color = COLORS[number % len(COLORS)]
+        first = own[0]
+        # Within no change the natural accuracy is both.
+        values = [(0.0, first["natural"], first["natural"], first["images"])]
+        values += [(r["epsilon"], r["verified"], r["attacked"], r["images"]) for r in own]
+        epsilon, verified, attacked, images = np.array(values, float).T
+        axis.fill_between(epsilon, 100 * verified, 100 * attacked, color=color, alpha=0.2)
+        error = 100 * np.sqrt(verified * (1 - verified) / images)
+        style = {"color": color, "marker": MARKERS[number % len(MARKERS)], "capsize": 2}
+        axis.errorbar(epsilon, 100 * verified, yerr=error, label=network, **style)
+    axis.set(xlabel="ε, on the scale of pixels from 0 to 1", ylabel="verified accuracy (%)")
+    axis.set(xlim=(0, None), ylim=(0, 101))
+    _legend_below(figure, axis)
+    return figure
+
+
 def plot_angle_history(rows):
     """Angle and r of every layer over the epochs of a training, from `geometry_log.read_geometry`.
 

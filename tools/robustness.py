@@ -1,0 +1,120 @@
+"""Natural, attacked and verified accuracy, from the files of attack.py and verify.py.
+
+python -m tools.robustness results/verify
+
+reads `NETWORK/EPSILON/attack.csv` and `verify.csv` with their records under the folder, and writes
+`accuracy.csv` and the figure `verified.png` there.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+import attack
+from utils import atomic_path, one_line_errors, require
+from verification import results
+
+PROGRAM = "python -m tools.robustness"
+COLUMNS = (
+    *("network", "epsilon", "images", "natural", "attacked", "verified", "undecided"),
+    *("mean_seconds", "median_seconds", "worst_seconds"),
+)
+
+
+def summary(network, epsilon, verdicts, attacks):
+    """One row of the table, a dict of `COLUMNS`.
+
+    Parameters
+    ----------
+    network : str
+    epsilon : float
+    verdicts, attacks : dict of int to dict
+        Rows of verify.csv and of attack.csv, by image. Only images in both are counted.
+
+    Raises
+    ------
+    ValueError
+        If the two are not about the same network, or an attack fools a network on an image that is
+        called robust.
+    """
+    both = sorted(verdicts.keys() & attacks.keys())
+    require(both, f"{network} at {epsilon}: no image was both attacked and verified")
+    proved, tried = ([rows[index] for index in both] for rows in (verdicts, attacks))
+    for one, other in zip(proved, tried, strict=True):
+        same = all(one[name] == other[name] for name in ("label", "predicted"))
+        require(same, f"{network}: image {one['index']} has other labels in the two tables")
+        require(
+            not (one["verdict"] == results.ROBUST and other["verdict"] == attack.FOOLED),
+            f"{network} at {epsilon}: image {one['index']} is called robust, but an attack "
+            "fools it",
+        )
+
+    def share(rows, verdict):
+        return float(np.mean([row["verdict"] == verdict for row in rows]))
+
+    seconds = [float(row["seconds"]) for row in proved]
+    values = (
+        *(network, epsilon, len(both), 1 - share(proved, results.MISCLASSIFIED)),
+        *(share(tried, attack.NOT_FOOLED), share(proved, results.ROBUST)),
+        share(proved, results.UNDECIDED),
+        *(float(f(seconds)) for f in (np.mean, np.median, np.max)),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def summaries(folder):
+    """A row for each network and ε under a folder, sorted."""
+    found = []
+    for table in sorted(Path(folder).glob(f"*/*/{results.TABLE}")):
+        if not (table.parent / attack.TABLE).is_file():
+            continue
+        verified, attacked = (
+            json.loads((table.parent / name).read_text(encoding="utf-8"))
+            for name in (results.RECORD, attack.RECORD)
+        )
+        same = verified["epsilon"] == attacked["epsilon"]
+        require(same, f"{table.parent} holds two values of epsilon")
+        rows = (_rows(table.parent / name) for name in (results.TABLE, attack.TABLE))
+        found.append(summary(table.parent.parent.name, verified["epsilon"], *rows))
+    require(found, f"{folder} holds no NETWORK/EPSILON with {results.TABLE} and {attack.TABLE}")
+    return sorted(found, key=lambda row: (row["network"], row["epsilon"]))
+
+
+def _rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return {int(row["index"]): row for row in csv.DictReader(file)}
+
+
+def write(folder, rows):
+    """Write the table and the figure into the folder."""
+    from plotting import plot_verified, save_figure
+
+    with (
+        atomic_path(folder / "accuracy.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )
+    save_figure(plot_verified(rows), folder, "verified")
+
+
+def main(argv=None):
+    """Run the command line `argv`; bad input ends with exit code 2."""
+    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.splitlines()[0])
+    cli.add_argument("folder", type=Path, help="folder of the networks")
+    with one_line_errors(PROGRAM):
+        folder = cli.parse_args(argv).folder
+        rows = summaries(folder)
+        write(folder, rows)
+        print(tabulate(rows, headers="keys", floatfmt=".4g"))
+
+
+if __name__ == "__main__":
+    main()
