@@ -1,6 +1,7 @@
 """The driver of experiments: it trains what is missing, resumes, and tabulates."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -17,10 +18,15 @@ SMALL = (
 )
 
 
-def test_a_driver_trains_what_is_missing_and_tabulates_it(tmp_path, capfd):
+@pytest.fixture
+def small(monkeypatch):
+    size = arms.Size(SMALL, epochs=2, images=50, bop=arms.SIZES["digits"].bop)
+    monkeypatch.setitem(arms.SIZES, "half", size)
+
+
+def test_a_driver_trains_what_is_missing_and_tabulates_it(small, tmp_path, capfd):
     output, results = tmp_path / "output", tmp_path / "results"
-    options = {"epochs": 2, "common": SMALL, "images": 50}
-    arms.train(["baseline", "bop"], [0], output, results, **options)
+    arms.train(["baseline", "bop"], [0], output, results)
     with open(results / "roads.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["seed"], row["epochs"]) for row in rows] == [
@@ -45,12 +51,12 @@ def test_a_driver_trains_what_is_missing_and_tabulates_it(tmp_path, capfd):
 
     # The same command trains nothing that is there, and adds nothing twice.
     capfd.readouterr()
-    arms.train(["baseline", "bop"], [0], output, results, **options)
+    arms.train(["baseline", "bop"], [0], output, results)
     assert capfd.readouterr().out == ""
     assert len(arms.rows_of(results / "roads.csv")) == 2
     # A row that was lost comes back from the finished run.
     (results / "causes.csv").unlink()
-    arms.train(["baseline"], [0], output, results, **options)
+    arms.train(["baseline"], [0], output, results)
     assert arms.rows_of(results / "causes.csv") == [arms.rows_of(results / "roads.csv")[0]]
     table = arms.markdown(results / "roads.csv").splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == ["baseline", "bop"]
@@ -58,11 +64,11 @@ def test_a_driver_trains_what_is_missing_and_tabulates_it(tmp_path, capfd):
 
 def test_every_arm_is_a_command_and_stands_in_a_table():
     assert {arm for of in arms.TABLES.values() for arm in of} == arms.ARMS.keys()
-    for arm in arms.ARMS:
-        words = arms.command(arm, 1, "output/arms")
+    for arm, size in itertools.product(arms.ARMS, arms.SIZES.values()):
+        words = arms.command(arm, 1, "output/arms", size)
         args = run_bnn.parser().parse_args(words[1:])
         trained = run_bnn.training_params(args)
-        assert (trained.epochs, trained.seed) == (arms.EPOCHS, 1)
+        assert (trained.epochs, trained.seed) == (size.epochs, 1)
 
 
 def test_a_table_gives_means_over_seeds_and_ranges_over_inner_layers(tmp_path):

@@ -1,6 +1,7 @@
 """Trainings that differ in one flag: each arm from several seeds, a line of a table per run.
 
 python -m tools.arms                    # all arms and seeds, resumed where it was interrupted
+python -m tools.arms --size digits      # the same on small images, in minutes
 python -m tools.arms --tables           # the means over seeds, as Markdown
 """
 
@@ -9,6 +10,7 @@ import csv
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +23,60 @@ from utils import atomic_path, one_line_errors, require
 
 PROGRAM = "python -m tools.arms"
 ROOT = Path(__file__).parent.parent
-# All arms share this: half the width of the paper's network, judged on the last training images.
-COMMON = (
-    *("--recipe", "fast", "--valid_size", "5000", "--track_geometry", "--track_flips"),
-    *("--conv", "64", "64", "128", "128", "256", "256", "--fc", "512", "512"),
-)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all arms share.
+
+    Parameters
+    ----------
+    flags : tuple of str
+        Of `run_bnn.py`.
+    epochs : int
+    images : int
+        Validation images on which r is measured.
+    bop : dict
+        gamma and threshold of Bop, and those of a shorter memory: in proportion to the number of
+        steps, and to the size that averages of gradients have.
+    """
+
+    flags: tuple
+    epochs: int
+    images: int
+    bop: dict
+
+
+_TRACKED = ("--track_geometry", "--track_flips")
+SIZES = {
+    # Half the width of the paper's network, judged on the last training images.
+    "half": Size(
+        (
+            *("--recipe", "fast", "--valid_size", "5000", *_TRACKED),
+            *("--conv", "64", "64", "128", "128", "256", "256", "--fc", "512", "512"),
+        ),
+        epochs=8,
+        images=1000,
+        bop={"gamma": 1e-3, "threshold": 3e-8, "short_gamma": 1e-2, "short_threshold": 1e-7},
+    ),
+    "digits": Size(
+        (
+            *("--data_set", "digits", "--valid_size", "300", *_TRACKED),
+            *("--conv", "32", "64", "--max_pool", "0", "1", "--fc", "64"),
+            *("--lr_start", "4e-3", "--lr_end", "1e-5", "--lr_schedule", "linear"),
+        ),
+        epochs=20,
+        images=300,
+        bop={"gamma": 1e-2, "threshold": 1e-5, "short_gamma": 1e-1, "short_threshold": 3e-5},
+    ),
+}
 # Where layers widen they halve the image, so that every second shortcut is the identity.
 STRIDED = ("--max_pool", *"000000", "--stride", *"212121")
 # What an arm adds. {teacher} is the checkpoint of the float network of the first seed.
 ARMS = {
     # Keeps the average of gradients that Bop would keep, which changes nothing else.
-    "baseline": ("--bop_gamma", "0.001"),
-    "bop": ("--optimizer", "bop", "--bop_gamma", "0.001", "--bop_threshold", "3e-8"),
+    "baseline": ("--bop_gamma", "{gamma}"),
+    "bop": ("--optimizer", "bop", "--bop_gamma", "{gamma}", "--bop_threshold", "{threshold}"),
     "kurtosis_1.8": ("--kurtosis", "1.8"),
     "kurtosis_3": ("--kurtosis", "3"),
     "kurtosis_6": ("--kurtosis", "6"),
@@ -43,7 +87,10 @@ ARMS = {
     "strided": STRIDED,
     "residual": (*STRIDED, "--network", "residual"),
     "boolnet": (*STRIDED, "--network", "boolnet"),
-    "bop_short": ("--optimizer", "bop", "--bop_gamma", "0.01", "--bop_threshold", "1e-7"),
+    "bop_short": (
+        *("--optimizer", "bop", "--bop_gamma", "{short_gamma}"),
+        *("--bop_threshold", "{short_threshold}"),
+    ),
 }
 # The tables, and the arms that each sets side by side.
 TABLES = {
@@ -51,24 +98,22 @@ TABLES = {
     "roads": ("baseline", "bop", "bop_short", "float", "teacher", "teacher_labels"),
     "shortcuts": ("strided", "residual", "boolnet"),
 }
-SEEDS, EPOCHS = (0, 1, 2), 8
-# Validation images on which r is measured: enough for three digits.
-IMAGES = 1000
+SEEDS = (0, 1, 2)
 
 
 # --- Runs -------------------------------------------------------------------------------------
 
 
-def command(arm, seed, output, epochs=EPOCHS, common=COMMON):
+def command(arm, seed, output, size=SIZES["half"]):
     """The command line of a run, without the interpreter; it resumes what is there."""
     teacher = Path(output) / f"float_seed{SEEDS[0]}" / CHECKPOINT
-    flags = [flag.format(teacher=teacher) for flag in ARMS[arm]]
-    numbers = ["--epochs", str(epochs), "--seed", str(seed)]
+    flags = [flag.format(teacher=teacher, **size.bop) for flag in ARMS[arm]]
+    numbers = ["--epochs", str(size.epochs), "--seed", str(seed)]
     place = ["--out_dir", str(Path(output) / f"{arm}_seed{seed}"), "--resume"]
-    return ["run_bnn.py", *common, *flags, *numbers, *place]
+    return ["run_bnn.py", *size.flags, *flags, *numbers, *place]
 
 
-def row_of(folder, arm, seed, images=IMAGES):
+def row_of(folder, arm, seed, images):
     """What a finished run gave: a dict of its figures, layer by layer.
 
     Parameters
@@ -143,7 +188,12 @@ def _layers(folder, record, images):
     return found
 
 
-def train(arms, seeds, output, results, epochs=EPOCHS, common=COMMON, images=IMAGES):
+def table_path(results, table, size_name):
+    """The file of a table: NAME.csv, of another size than half width NAME_SIZE.csv."""
+    return Path(results) / f"{table}{'' if size_name == 'half' else f'_{size_name}'}.csv"
+
+
+def train(arms, seeds, output, results, size_name="half"):
     """Train what is missing, one run after another, and add a row to the tables after each.
 
     Seeds are the outer loop, so that a table that is not complete holds all arms alike.
@@ -153,19 +203,21 @@ def train(arms, seeds, output, results, epochs=EPOCHS, common=COMMON, images=IMA
     ValueError
         If a training fails.
     """
+    size = SIZES[size_name]
     for seed in seeds:
         for arm in arms:
-            paths = [Path(results) / f"{name}.csv" for name, of in TABLES.items() if arm in of]
+            tables = [name for name, of in TABLES.items() if arm in of]
+            paths = [table_path(results, name, size_name) for name in tables]
             missing = [path for path in paths if not _holds(path, arm, seed)]
             if not missing:
                 continue
-            words = command(arm, seed, output, epochs, common)
+            words = command(arm, seed, output, size)
             print(" ".join(words), flush=True)
             code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
             require(
                 code == 0, f"the training of {arm} from seed {seed} ended with exit code {code}"
             )
-            row = row_of(ROOT / output / f"{arm}_seed{seed}", arm, seed, images)
+            row = row_of(ROOT / output / f"{arm}_seed{seed}", arm, seed, size.images)
             for path in missing:
                 add_row(path, row)
 
@@ -256,16 +308,18 @@ def main(argv=None):
     add = cli.add_argument
     add("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     add("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N", help="default: 0 1 2")
-    add("--output", default="output/arms", help="folder of the runs (default: output/arms)")
+    add("--size", default="half", choices=SIZES, help="half width on CIFAR-10 (default), or digits")
+    add("--output", help="folder of the runs (default: output/arms_SIZE)")
     add("--results", default="results", help="folder of the tables (default: results)")
     add("--tables", action="store_true", help="train nothing: print the tables as they are")
     args = cli.parse_args(argv)
     resume = "interrupted: the same command goes on"
     with one_line_errors(PROGRAM, resume):
         if not args.tables:
-            train(args.arms, args.seeds, args.output, args.results)
+            output = args.output or f"output/arms_{args.size}"
+            train(args.arms, args.seeds, output, args.results, args.size)
         for name in TABLES:
-            path = Path(args.results) / f"{name}.csv"
+            path = table_path(args.results, name, args.size)
             if path.exists():
                 print(f"{name}\n\n{markdown(path)}\n")
 
