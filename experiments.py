@@ -1,11 +1,11 @@
-"""What if? The first layer quantized in other bases; latent weights in place of quantized ones."""
+"""What if? Other bases of the first layer, latent weights in place of quantized ones, controls."""
 
 import geometry
 import walk
-from bnn import WHITENING_FLOOR, scaled
+from bnn import WHITENING_FLOOR, BinaryNeuralNetwork, scaled
 from graph_ops import QuantConv2D, Sign, Ternary
-from measure import COVARIANCE_IMAGES, sampled_patches
-from stream import Stream
+from measure import COVARIANCE_IMAGES, measure_layers, sampled_patches
+from stream import INFERENCE_BATCH, Stream
 from walk import Window
 
 # isort: split
@@ -194,3 +194,66 @@ def _states(network, x):
 
 def _correlation(a, b):
     return float(geometry.DotProductStatistics(a.shape[-1]).update(a, b).correlation())
+
+
+# --- Controls ---------------------------------------------------------------------------------
+
+
+def control_measurements(network, floating, x, x_train):
+    """Angles and r of a trained network beside what they are without its training.
+
+    Parameters
+    ----------
+    network : bnn.BinaryNeuralNetwork
+        Trained with binary or ternary weights.
+    floating : bnn.BinaryNeuralNetwork or None
+        The same network, trained without any quantization; its weights are binarized afterwards.
+    x, x_train : ndarray, shape (n, height, width, channels)
+        Images on which r is measured, and training images, the first `REFIT_IMAGES` of which
+        give the untrained network its batch-norm statistics.
+
+    Returns
+    -------
+    dict
+        By control ('trained', 'untrained', 'float', 'shuffled') a dict by layer of (mean angle in
+        radians, pooled r). 'shuffled' has the weights of each unit in a random order and the
+        activations of the trained network: the same angles without the structure.
+    """
+    params = network.network_params, network.training_params
+    untrained = BinaryNeuralNetwork(network.in_dim, network.out_dim, *params)
+    untrained.refit_batch_norm(x_train[:REFIT_IMAGES])
+    networks = {"trained": network, "untrained": untrained, "float": floating}
+    found = {
+        control: {
+            layer.name: (float(np.nanmean(layer.angles)), layer.weights_dot.r)
+            for layer in measure_layers(one, x)
+        }
+        for control, one in networks.items()
+        if one is not None
+    }
+    return found | {"shuffled": _shuffled_measurements(network, x)}
+
+
+def _shuffled_measurements(network, x):
+    rng, layers = np.random.default_rng(0), {}
+
+    def count(product):
+        if product.name not in layers:
+            wc = keras.ops.convert_to_numpy(product.kernel)
+            columns = rng.permuted(wc.reshape(-1, wc.shape[-1]), axis=0)
+            shuffled = columns.reshape(wc.shape)
+            quantizer = product.kernel_quantizer or Sign()
+            wb = keras.ops.convert_to_numpy(quantizer(shuffled))
+            layers[product.name] = shuffled, wb, geometry.DotProductStatistics(wc.shape[-1])
+        *kernels, statistics = layers[product.name]
+        inputs = product.quantized_inputs
+        dots = (keras.ops.convert_to_numpy(product.dot(inputs, kernel)) for kernel in kernels)
+        statistics.update(*dots)
+
+    model = network.model_for(x)
+    for start in range(0, len(x), INFERENCE_BATCH):
+        walk.visit(model, x[start : start + INFERENCE_BATCH], count)
+    return {
+        name: (float(np.nanmean(geometry.unit_angles(wc, wb))), float(statistics.correlation()))
+        for name, (wc, wb, statistics) in layers.items()
+    }

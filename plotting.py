@@ -628,6 +628,40 @@ def plot_substitution(accuracies, images):
     return figure
 
 
+def plot_controls(controls):
+    """Angle and r of each layer of a trained network, and of its controls: four bars a layer.
+
+    Parameters
+    ----------
+    controls : dict
+        From `experiments.control_measurements`.
+    """
+    titles = {
+        "trained": "trained",
+        "untrained": "not trained",
+        "float": "trained as floats, binarized after",
+        "shuffled": "trained, weights of each unit shuffled",
+    }
+    names = list(controls["trained"])
+    figure, axes = plt.subplots(2, 1, figsize=(1.0 + 0.8 * len(names), 4.6), sharex=True)
+    width, places = 0.8 / len(controls), np.arange(len(names))
+    for index, (control, layers) in enumerate(controls.items()):
+        values = np.array([layers[name] for name in names])
+        left = places + (index - (len(controls) - 1) / 2) * width
+        style = {"width": width, "color": COLORS[index], "label": titles[control]}
+        axes[0].bar(left, np.degrees(values[:, 0]), **style)
+        axes[1].bar(left, values[:, 1], **style)
+    axes[0].axhline(np.degrees(geometry.binary_angle()), **THEORY)
+    axes[0].set_ylabel("mean angle (°)")
+    axes[1].set_ylabel("r of A·w$^c$ with A·w$^b$")
+    axes[1].axhline(np.cos(geometry.binary_angle()), **THEORY)
+    axes[1].set_xticks(places, names)
+    axes[0].set_title("Black: Gaussian weights, 37.07°, and its cosine", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
 def plot_verified(rows):
     """Verified accuracy of each network against ε, below its attacked accuracy.
 

@@ -8,7 +8,7 @@ import geometry
 import graph_ops
 import measure
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams, scaled
-from experiments import rotation_correlations, substitution_accuracies
+from experiments import control_measurements, rotation_correlations, substitution_accuracies
 from stream import Stream
 
 
@@ -165,3 +165,35 @@ def test_rotation_correlations_are_those_of_rotated_patches():
     ):
         expected = np.corrcoef((patches @ w).ravel(), dots.ravel())[0, 1]
         assert got["random"][name] == pytest.approx(expected, abs=0.03)
+
+
+# --- Controls ---
+
+
+def test_controls_against_networks_and_patches_of_their_own():
+    network, floating = trained_network("binary"), trained_network("continuous")
+    x, x_train = smooth_images(40), smooth_images(60, seed=1)
+    got = control_measurements(network, floating, x, x_train)
+    assert list(got) == ["trained", "untrained", "float", "shuffled"]
+    for control, one in (("trained", network), ("float", floating)):
+        for layer in measure.measure_layers(one, x):
+            angle, r = got[control][layer.name]
+            assert angle == pytest.approx(layer.angles.mean())
+            assert r == layer.weights_dot.r
+    # Uniform weights, as they are initialized, stand at 30°.
+    assert np.degrees(got["untrained"]["fc_1"][0]) == pytest.approx(30, abs=2)
+    # The first layer's weights are the first to be shuffled.
+    w = network.layers[0].latent_kernel.numpy()
+    columns = np.random.default_rng(0).permuted(w.reshape(18, 5), axis=0)
+    patches = geometry.image_patches(scaled(x), 3).reshape(-1, 18).astype(float)
+    dots = patches @ columns, patches @ np.where(columns >= 0, 1, -1)
+    expected = np.corrcoef(*(values.ravel() for values in dots))[0, 1]
+    angle, r = got["shuffled"]["conv_1"]
+    assert r == pytest.approx(expected, abs=1e-4)
+    for name, (angle, _) in got["shuffled"].items():
+        assert angle == pytest.approx(got["trained"][name][0], abs=1e-6)
+    assert list(control_measurements(network, None, x, x_train)) == [
+        "trained",
+        "untrained",
+        "shuffled",
+    ]

@@ -503,3 +503,14 @@ def test_the_same_figure_is_the_same_file(tmp_path):
     figure, _ = plt.subplots()
     plotting.save_figure(figure, tmp_path, "angles")
     assert b"Date" not in (tmp_path / "angles.pdf").read_bytes()
+
+
+def test_controls_are_bars_of_degrees_and_r():
+    layers = {"conv_1": (0.6, 0.5), "fc_1": (0.5, 0.9)}
+    half = {name: (angle / 2, r / 2) for name, (angle, r) in layers.items()}
+    figure = plotting.plot_controls({"trained": layers, "untrained": half, "shuffled": layers})
+    angles, correlations = ([bar.get_height() for bar in axis.patches] for axis in figure.axes)
+    expected = np.degrees([0.6, 0.5, 0.3, 0.25, 0.6, 0.5])
+    np.testing.assert_allclose(angles, expected)
+    np.testing.assert_allclose(correlations, [0.5, 0.9, 0.25, 0.45, 0.5, 0.9])
+    plt.close(figure)

@@ -222,6 +222,34 @@ def train(arms, seeds, output, results, size_name="half"):
                 add_row(path, row)
 
 
+def write_controls(output, results, size_name="half"):
+    """Measure the baseline of the first seed beside its controls, if that is still to be done.
+
+    Writes controls.csv, a row for each control and layer, and a figure of it.
+    """
+    path = table_path(results, "controls", size_name)
+    baseline, floating = (
+        ROOT / output / f"{arm}_seed{SEEDS[0]}" / CHECKPOINT for arm in ("baseline", "float")
+    )
+    if path.exists() or not (baseline.exists() and floating.exists()):
+        return
+    from bnn import BinaryNeuralNetwork
+    from data.load_data import load_data
+    from experiments import control_measurements
+    from plotting import plot_controls, save_figure
+
+    networks = map(BinaryNeuralNetwork.load, (baseline, floating))
+    record = read_record(baseline.parent / RECORD)
+    data = load_data(record["data_set"], None, record["valid_size"])
+    images = data.x_valid[: SIZES[size_name].images]
+    controls = control_measurements(*networks, images, data.x_train)
+    for control, layers in controls.items():
+        for layer, (angle, r) in layers.items():
+            figures = {"angle": _rounded(np.degrees(angle)), "r": _rounded(r)}
+            add_row(path, {"control": control, "layer": layer, **figures})
+    save_figure(plot_controls(controls), path.parent, path.stem)
+
+
 # --- Tables -----------------------------------------------------------------------------------
 
 
@@ -318,6 +346,7 @@ def main(argv=None):
         if not args.tables:
             output = args.output or f"output/arms_{args.size}"
             train(args.arms, args.seeds, output, args.results, args.size)
+            write_controls(output, args.results, args.size)
         for name in TABLES:
             path = table_path(args.results, name, args.size)
             if path.exists():
