@@ -116,16 +116,8 @@ def derived(layer):
     # Of many dimensions, the same as `geometry.binary_angle` where the threshold is zero.
     limit = np.degrees(np.arccos(geometry.ternary_cosine(tau)))
     near = np.maximum([tau - geometry.NEAR, tau + geometry.NEAR], 0)
-    angle, angle_sd, ratio, as_is, permuted = (
-        figure(layer, key)
-        for key in (
-            "angle",
-            "angle_sd",
-            "spread_ratio",
-            "weights_dot.inside_unit_r",
-            "permuted.inside_unit_r",
-        )
-    )
+    angle, angle_sd, ratio = (figure(layer, key) for key in ("angle", "angle_sd", "spread_ratio"))
+    as_is, permuted = (figure(layer, f"{key}.inside_unit_r") for key in ("weights_dot", "permuted"))
     return layer | {
         "limit_angle": limit,
         "off_limit": abs(angle - limit),

@@ -82,6 +82,10 @@ class Report:
         """The paper's claims, a list of `claims.Claim`."""
         return judge(self.summary())
 
+    def judged(self):
+        """What report.json holds."""
+        return _judged(self.summary())
+
 
 def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=100, data_set=None):
     """Measure the network in a checkpoint, with progress bars.
@@ -189,54 +193,40 @@ def _peak_memory_mb():
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
+# Attributes of a LayerMeasurement that report.json holds as they are.
+_FIGURES = (
+    *("convolutional", "first", "quantized", "quantized_input", "tau", "shares"),
+    *("sd_over_initial", "kurtosis", "near_threshold", "spread_ratio"),
+)
+_TEXTURED = ("share", "entries_r", "r")
+
+
 def layer_summary(layer):
-    """The figures of one layer, as report.json holds them.
+    """The figures of one layer, as report.json holds them: a dict, angles in degrees.
 
-    Parameters
-    ----------
-    layer : measure.LayerMeasurement
-
-    Returns
-    -------
-    dict
-        Angles are in degrees. nan where a figure does not exist.
+    A figure that does not exist is nan or None.
     """
-    angles, shares = np.degrees(layer.angles), None
-    if layer.spectrum is not None:
-        shares = layer.spectrum / layer.spectrum.sum()
-    textured = layer.textured
-    return {
-        "layer": layer.name,
-        "d": layer.fan_in,
+    figures = {name: getattr(layer, name) for name in _FIGURES}
+    angles, peaked, textured = np.degrees(layer.angles), layer.peaked_angle, layer.textured
+    spectrum = None if layer.spectrum is None else layer.spectrum / layer.spectrum.sum()
+    return {"layer": layer.name, "d": layer.fan_in, **figures} | {
         "units": layer.wc.shape[-1],
-        "convolutional": layer.convolutional,
-        "first": layer.first,
-        "quantized": layer.quantized,
-        "quantized_input": layer.quantized_input,
         "angle": np.nanmean(angles),
         "angle_sd": np.nanstd(angles),
         "cosine": np.nanmean(np.cos(layer.angles)),
         "gaussian_angle": np.degrees(layer.theory[0]),
         "latent_sd": layer.wc.std(),
-        "sd_over_initial": layer.sd_over_initial,
-        "kurtosis": layer.kurtosis,
         "kurtosis_angle": np.degrees(layer.shape_angle),
-        "near_threshold": layer.near_threshold,
-        "peak": layer.peaked_angle[1],
-        "peaked_angle": np.degrees(layer.peaked_angle[0]),
-        "spread_ratio": layer.spread_ratio,
-        "tau": layer.tau,
-        "shares": layer.shares,
+        "peak": peaked[1],
+        "peaked_angle": np.degrees(peaked[0]),
         "zeros": layer.shares[1],
         "gaussian_zero_share": geometry.ternary_zero_fraction(layer.tau),
         "saturated": geometry.saturated_share(layer.wc),
         "predicted_unit_r": None if layer.predicted_r is None else np.nanmean(layer.predicted_r),
         "deflated_unit_r": None if layer.deflated_r is None else np.nanmean(layer.deflated_r),
-        "first_axis": None if shares is None else shares[0],
-        "variance_shares": None if shares is None else shares[:10],
-        "textured": None
-        if textured is None
-        else dict(zip(("share", "entries_r", "r"), textured, strict=True)),
+        "first_axis": None if spectrum is None else spectrum[0],
+        "variance_shares": None if spectrum is None else spectrum[:10],
+        "textured": None if textured is None else dict(zip(_TEXTURED, textured, strict=True)),
         **{which: _pairs_summary(getattr(layer, which)) for which in _PAIRS},
     }
 
@@ -270,16 +260,8 @@ def _plain(value):
 def write_report(report, folder):
     """Write report.json, report.npz with the arrays, `figures/`, report.md and report.html.
 
-    Parameters
-    ----------
-    report : Report
-    folder : path-like
-        The folder of the checkpoint. The figures show the training, too, if it has a
-        `geometry.csv`.
-
-    Returns
-    -------
-    list of claims.Claim
+    The folder is that of the checkpoint. The figures show the training, too, if it has a
+    `geometry.csv`. Returns the claims as `write_verdicts` does.
     """
     from geometry_log import read_geometry
     from plotting import run_figures
@@ -303,33 +285,32 @@ def write_report(report, folder):
 
 
 def write_verdicts(summary, folder):
-    """Judge the claims on a summary, and write report.json, report.md and report.html.
+    """Judge a summary; write report.json, report.md, and report.html with the figures in `folder`.
 
     Parameters
     ----------
     summary : dict
         From `Report.summary`, or what report.json holds.
     folder : path-like
-        The page shows the figures that stand under it.
 
     Returns
     -------
-    list of claims.Claim
+    list of dict
+        The claims.
     """
-    folder, claims = Path(folder), judge(summary)
-    summary = {**summary, "claims": [vars(claim) for claim in claims]}
+    folder, summary = Path(folder), _judged(summary)
     write_json(folder / "report.json", summary)
     write_text(folder / "report.md", report_text(summary))
     write_text(folder / "report.html", report_page(summary, folder / "figures"))
-    return claims
+    return summary["claims"]
+
+
+def _judged(summary):
+    return summary | {"claims": [vars(claim) for claim in judge(summary)]}
 
 
 def stored_report(checkpoint):
     """Restore the report that is stored beside a checkpoint.
-
-    Parameters
-    ----------
-    checkpoint : path-like
 
     Returns
     -------
@@ -338,10 +319,8 @@ def stored_report(checkpoint):
 
     Raises
     ------
-    FileNotFoundError
-        If there is no checkpoint.
-    ValueError
-        If the checkpoint is damaged.
+    FileNotFoundError, ValueError
+        If there is no checkpoint, or it is damaged.
     """
     from measure import layer_weights
 
@@ -383,13 +362,7 @@ def _restored(layer, arrays):
 
 
 def find_report(checkpoint, images=2000):
-    """Restore the report of a checkpoint; if there is none, measure and store one.
-
-    Parameters
-    ----------
-    checkpoint : path-like
-    images : int
-        Number of test images, if it has to be measured.
+    """Restore the report of a checkpoint; if there is none, measure one on `images` test images.
 
     Returns
     -------
@@ -407,12 +380,7 @@ def find_report(checkpoint, images=2000):
 
 
 def layer_points(summary):
-    """Threshold τ = t/σ, mean angle in radians and share of zeros of the inner layers.
-
-    Parameters
-    ----------
-    summary : dict
-        What report.json holds.
+    """Threshold τ = t/σ, mean angle in radians and share of zeros of a summary's inner layers.
 
     Returns
     -------
@@ -480,13 +448,16 @@ _LAYERS = {
 
 
 def _about(summary):
-    evidence = [c["holds"] for c in summary["claims"] if c["part"] == "evidence"]
     return [
         f"Checkpoint sha256 {summary['sha256']}, on {summary['test_images']} test images of "
         f"{summary['data_set']}, test accuracy {summary['test_accuracy']:.2%}. Measured in "
         f"{summary['seconds']} s, peak memory {summary['peak_memory_mb']} MB.",
-        tally(evidence),
+        _tally(summary["claims"]),
     ]
+
+
+def _tally(claims):
+    return tally([claim["holds"] for claim in claims if claim["part"] == "evidence"])
 
 
 def _tables(summary):
@@ -529,18 +500,7 @@ def _notes():
 
 
 def report_text(summary):
-    """Render report.md: the verdicts, the figures of the claims and those of every layer.
-
-    Parameters
-    ----------
-    summary : dict
-        What report.json holds.
-
-    Returns
-    -------
-    str
-        Markdown.
-    """
+    """Render report.md from what report.json holds: verdicts, figures of the claims and layers."""
     lines = ["# Geometry of a trained network", "", "\n\n".join(_about(summary))]
     for number, (title, remark, failure, rows) in enumerate(_tables(summary)):
         lines += ["", f"## {title}", "", remark, ""] if remark else ["", f"## {title}", ""]
@@ -552,19 +512,9 @@ def report_text(summary):
 
 
 def report_page(summary, figures):
-    """Render report.html: one page that needs no other file.
+    """Render report.html, a page that needs no other file, from what report.json holds.
 
-    Parameters
-    ----------
-    summary : dict
-        What report.json holds.
-    figures : path-like
-        Folder of the figures. Those that are there are shown, each with its caption.
-
-    Returns
-    -------
-    str
-        HTML.
+    The figures that stand in the folder `figures` are shown, each with its caption.
     """
     from page import render
     from plotting import CAPTIONS
@@ -589,11 +539,8 @@ def choose_checkpoint(output=None, results=None):
     3. the paper's network under `results`;
     4. the demo's under `output`, which is also taken if the data set of the others is missing.
 
-    Parameters
-    ----------
-    output, results : path-like, optional
-        Folders with a folder for each run. The default are those of this repository, whatever the
-        working directory.
+    `output` and `results` are those of this repository unless named, whatever the working
+    directory.
 
     Returns
     -------
@@ -622,10 +569,15 @@ def choose_checkpoint(output=None, results=None):
         if chosen is None and published.is_file():
             chosen, why = published, "the network trained for this repository"
     if chosen is not None:
-        data_set = data_set_of_run(chosen, saved_parameters(chosen)[0])
-        if not missing_files(data_set):
-            return chosen, f"{chosen}: {why}, on {data_set}"
-        why = f"the data set {data_set} of {chosen} is not here, so this is the demo's network"
+        in_dim = saved_parameters(chosen)[0]
+        try:
+            data_set = data_set_of_run(chosen, in_dim)
+            if not missing_files(data_set):
+                return chosen, f"{chosen}: {why}, on {data_set}"
+            why = f"the data set {data_set} of {chosen} is not here"
+        except FileNotFoundError as error:
+            why = str(error)
+        why += ", so this is the demo's network"
     else:
         why = "no trained run is here, so this is the demo's network"
     if not demo.is_file():
@@ -673,8 +625,8 @@ def main(argv=None):
             )
             claims = write_report(report, folder)
         for claim in claims:
-            print(f"{claim.id:<16} {_HOLDS[claim.holds]}")
-        print(tally([claim.holds for claim in claims if claim.part == "evidence"]))
+            print(f"{claim['id']:<16} {_HOLDS[claim['holds']]}")
+        print(_tally(claims))
         print(folder / "report.md")
 
 

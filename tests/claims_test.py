@@ -143,7 +143,7 @@ def test_a_missed_condition_is_reported_and_explained(breach):
     BREACHES[breach](made)
     claim = judged(made)[breach.split(":")[0]]
     assert claim.holds is False and claim.why
-    text = report.report_text({**made.summary(), "claims": list(map(vars, made.claims()))})
+    text = report.report_text(made.judged())
     assert f"## {claim.id}\n\n{claim.theory}\n\n**Does not hold:** {claim.why}\n\n" in text
 
 

@@ -57,12 +57,13 @@ def _read(path):
 def _reports(results, names):
     """From the title of each network that has reports to its reports, of all seeds."""
     found = {
-        title: [_read(path) for path in sorted(Path(results).glob(f"{name}{seed}/report.json"))]
+        title: [
+            _read(path)
+            for pattern in (name, f"{name}_seed*")
+            for path in sorted(Path(results).glob(f"{pattern}/report.json"))
+        ]
         for name, title in names.items()
-        for seed in ("",)
     }
-    for name, title in names.items():
-        found[title] += map(_read, sorted(Path(results).glob(f"{name}_seed*/report.json")))
     found = {title: reports for title, reports in found.items() if reports}
     require(found, f"{results} holds no report of any of {', '.join(names.values())}")
     return found
