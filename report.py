@@ -412,7 +412,8 @@ def ternary_layers(results=None):
 
 def _description(summary):
     """Data set, first width and thresholds of a ternary network."""
-    params = summary["network_params"]
+    # An older report lacks what was not yet a parameter.
+    params = defaultdict(lambda: None, summary["network_params"])
     sigma, activations = params["threshold_sigma"], params["activation_threshold"]
     weights = params["threshold"] if sigma is None else f"{sigma}σ"
     activations = (sigma or params["threshold"]) if activations is None else activations

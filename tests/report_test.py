@@ -130,6 +130,13 @@ def test_layers_of_ternary_networks_are_read_from_their_reports(tmp_path):
         assert zeros == np.mean(layer.wb == 0)
 
 
+def test_the_published_ternary_networks_are_told_apart():
+    networks = report.ternary_layers(RESULTS)
+    assert "cifar-10, 128 filters, t = 0.02, activations 0.02" in networks
+    assert "cifar-10, 64 filters, t = 0.612σ, activations 0.612" in networks
+    assert all(points.shape[1] == 3 for points in networks.values())
+
+
 def untrained(folder, in_dim):
     path = folder / "network.keras"
     BinaryNeuralNetwork(in_dim, 10, NetworkParams(conv=[2], max_pool=[0], fc=[])).save(path)
