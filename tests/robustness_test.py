@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from bnn import BinaryNeuralNetwork, NetworkParams
 from plotting import plot_verified
 from tools import robustness
 
@@ -54,6 +55,24 @@ def test_tables_that_contradict_each_other_are_refused(options, message, tmp_pat
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "accuracy.csv").exists()
+
+
+def test_the_geometry_of_a_checkpoint_is_that_of_its_layers(tmp_path):
+    params = NetworkParams(conv=[4], max_pool=[1], fc=[], levels=3, threshold_sigma=0.6)
+    network = BinaryNeuralNetwork((8, 8, 1), 10, params)
+    network.save(tmp_path / "small" / "network.keras")
+    x = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    first, last = robustness.geometry_rows(tmp_path / "small" / "network.keras", x)
+    wc, wb = (np.asarray(k).reshape(9, 4) for k in _kernels(network.layers[0]))
+    cosines = (wc * wb).sum(0) / np.linalg.norm(wc, axis=0) / np.linalg.norm(wb, axis=0)
+    assert (first["network"], first["layer"], last["layer"]) == ("small", "conv_1", "fc_1")
+    assert first["zeros"] == pytest.approx(np.mean(wb == 0))
+    assert first["angle"] == pytest.approx(np.degrees(np.arccos(cosines)).mean(), rel=1e-4)
+    assert first["r_activations"] == "" and 0 < last["r_activations"] <= 1
+
+
+def _kernels(layer):
+    return layer.latent_kernel, layer.quantized_kernel()
 
 
 def test_a_folder_without_tables_is_refused(tmp_path):

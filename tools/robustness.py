@@ -3,7 +3,8 @@
 python -m tools.robustness results/verify
 
 reads `NETWORK/EPSILON/attack.csv` and `verify.csv` with their records under the folder, and writes
-`accuracy.csv` and the figure `verified.png` there.
+`accuracy.csv` and the figure `verified.png` there. Of each `NETWORK/network.keras`, with
+its `run.json`, it measures the geometry, and writes `geometry.csv`.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import numpy as np
 from tabulate import tabulate
 
 import attack
+from data.load_data import load_data
 from utils import atomic_path, one_line_errors, require
 from verification import results
 
 PROGRAM = "python -m tools.robustness"
+MEASURED_IMAGES = 500
 COLUMNS = (
     *("network", "epsilon", "images", "natural", "attacked", "verified", "undecided"),
     *("mean_seconds", "median_seconds", "worst_seconds"),
@@ -89,20 +92,52 @@ def _rows(path):
         return {int(row["index"]): row for row in csv.DictReader(file)}
 
 
-def write(folder, rows):
-    """Write the table and the figure into the folder."""
-    from plotting import plot_verified, save_figure
+def geometry_rows(checkpoint, x):
+    """Geometry of each layer of a network, dicts: angles in degrees, r pooled.
 
+    Parameters
+    ----------
+    checkpoint : path-like
+        `NETWORK/network.keras`.
+    x : ndarray of uint8
+        Test images on which r is measured.
+    """
+    from bnn import BinaryNeuralNetwork
+    from measure import measure_layers
+
+    def row(layer):
+        angles, activations = np.degrees(layer.angles), layer.activations_dot
+        return {
+            "network": Path(checkpoint).parent.name,
+            "layer": layer.name,
+            "zeros": float(np.mean(layer.wb == 0)),
+            "angle": float(np.nanmean(angles)),
+            "angle_sd": float(np.nanstd(angles)),
+            "kurtosis": float(layer.kurtosis),
+            "r_weights": float(layer.weights_dot.r),
+            "r_activations": float(activations.r) if activations else "",
+        }
+
+    return [row(layer) for layer in measure_layers(BinaryNeuralNetwork.load(checkpoint), x)]
+
+
+def _measured(folder):
+    for checkpoint in sorted(folder.glob("*/network.keras")):
+        record = (checkpoint.parent / "run.json").read_text(encoding="utf-8")
+        data_set = json.loads(record)["data_set"]
+        yield from geometry_rows(checkpoint, load_data(data_set).x_test[:MEASURED_IMAGES])
+
+
+def _write_table(path, rows):
     with (
-        atomic_path(folder / "accuracy.csv") as temporary,
+        atomic_path(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(
             {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows
         )
-    save_figure(plot_verified(rows), folder, "verified")
 
 
 def main(argv=None):
@@ -111,9 +146,15 @@ def main(argv=None):
     cli.add_argument("folder", type=Path, help="folder of the networks")
     with one_line_errors(PROGRAM):
         folder = cli.parse_args(argv).folder
-        rows = summaries(folder)
-        write(folder, rows)
+        rows, layers = summaries(folder), list(_measured(folder))
+        from plotting import plot_verified, save_figure
+
+        _write_table(folder / "accuracy.csv", rows)
+        save_figure(plot_verified(rows), folder, "verified")
         print(tabulate(rows, headers="keys", floatfmt=".4g"))
+        if layers:
+            _write_table(folder / "geometry.csv", layers)
+            print(tabulate(layers, headers="keys", floatfmt=".4g"))
 
 
 if __name__ == "__main__":
