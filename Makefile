@@ -46,7 +46,7 @@ bench: .venv/installed  ## training and inference against the clock: 15 minutes,
 
 notebooks: $(DEMO)  ## run the notebooks, on the demo's network or on BNN_CHECKPOINT
 	mkdir -p output/notebooks
-	for notebook in hd_figures gen_plots survey; do \
+	for notebook in hd_figures gen_plots survey roads; do \
 		$(BIN)/jupyter-execute --output=output/notebooks/$$notebook.ipynb $$notebook.ipynb || exit 1; \
 	done
 

@@ -739,6 +739,59 @@ CAPTIONS = {
 }
 
 
+def plot_over_time(panels):
+    """r at each time step of recurrent networks: lines are means over seeds, bands their range.
+
+    Parameters
+    ----------
+    panels : dict
+        By title a dict of (steps, values): by kind of network the time steps, shape (steps,), and
+        r, shape (seeds, steps).
+    """
+    figure, axes = _grid(len(panels), columns=2, size=(3.6, 2.7))
+    kinds = list(dict.fromkeys(kind for lines in panels.values() for kind in lines))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for kind, (steps, values) in lines.items():
+            style = _layer_style(kinds.index(kind))
+            axis.plot(steps, np.mean(values, axis=0), label=kind, **style)
+            band = np.min(values, axis=0), np.max(values, axis=0)
+            axis.fill_between(steps, *band, color=style["color"], alpha=0.2, linewidth=0)
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set(xlabel="time step", ylabel="r")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def plot_energy(rows):
+    """Bytes that one image moves, and the energy of its operations, network by network.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        As `tools.energy` writes them, numbers as numbers.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.4))
+    names = [row["network"] for row in rows]
+    places = np.arange(len(rows))
+    for shift, part, hatch in ((-0.2, "weights", ""), (0.2, "activations", "//")):
+        values = [row[f"bytes of {part}"] / 1e6 for row in rows]
+        bars = left.barh(places + shift, values, 0.38, label=part, hatch=hatch, edgecolor="white")
+        left.bar_label(bars, fmt=_short, padding=2, fontsize=7)
+    bars = right.barh(places, [row["µJ computing"] for row in rows], 0.5, color=COLORS[2])
+    right.bar_label(bars, fmt=_short, padding=2, fontsize=7)
+    for axis, label in ((left, "MB moved"), (right, "energy of the operations (µJ)")):
+        axis.set(xscale="log", xlabel=label, yticks=places, yticklabels=names)
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return figure
+
+
+def _short(value):
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def run_figures(layers, folder, history=(), rotation=None, substitution=None, images=None):
     """Write the figures of a network to `folder`, as PNG and PDF: those that it has data for.
 

@@ -417,6 +417,27 @@ def test_filters_stand_above_their_signs_in_the_order_of_r(rng, channels):
     assert set(np.unique(binary.images[0].get_array())) == {0, 1}
 
 
+def test_lines_over_time_are_means_and_bands_ranges():
+    values = np.array([[0.7, 0.8], [0.9, 1.0]])
+    panels = {"state": {"binary": ([2, 3], values)}, "input": {"float": ([2, 3], values)}}
+    figure = plotting.plot_over_time(panels)
+    figure.canvas.draw()
+    for axis in figure.axes[:2]:
+        (drawn_line,) = axis.lines
+        np.testing.assert_allclose(drawn_line.get_xydata(), [[2, 0.8], [3, 0.9]])
+        low, high = axis.collections[0].get_datalim(axis.transData).intervaly
+        assert (low, high) == pytest.approx((0.7, 1.0))
+
+
+def test_energy_bars_are_bytes_and_microjoules():
+    row = {"network": "x", "bytes of weights": 2e6, "bytes of activations": 3e5, "µJ computing": 7}
+    figure = plotting.plot_energy([row, row])
+    figure.canvas.draw()
+    left, right = figure.axes
+    assert [bar.get_width() for bar in left.patches] == pytest.approx([2, 2, 0.3, 0.3])
+    assert [bar.get_width() for bar in right.patches] == [7, 7]
+
+
 def test_rotation_bars_are_the_correlations():
     values = {"weights": 0.61, "patches": 0.81, "both": -0.1}
     correlations = dict.fromkeys(("as is", "random", "pca", "zca"), values)

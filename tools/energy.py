@@ -198,6 +198,16 @@ def costs(network):
     }
 
 
+def read(path=RESULTS):
+    """The rows of a table that `main` wrote, numbers as numbers."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {name: text if name == "network" else float(text) for name, text in row.items()}
+        for row in rows
+    ]
+
+
 def main():
     """Print the table of `NETWORKS` on CIFAR-10's images and write it to `RESULTS`."""
     parser = argparse.ArgumentParser(prog="python -m tools.energy", description=__doc__)

@@ -44,7 +44,8 @@ IMAGES = {"paper's, binary": 200, "paper's, ternary": 150, "boolnet": 200}
 # The peer's own clock becomes that of the processor.
 PEER = (
     "import runpy, sys, time; time.perf_counter = time.process_time; sys.path.insert(0, '.'); "
-    "sys.argv[1:] = ['--lce']; runpy.run_path('larq_predict.py', run_name='__main__')"
+    "sys.argv[1:] = '--lce --batch_size 10 --groups 3'.split(); "
+    "runpy.run_path('larq_predict.py', run_name='__main__')"
 )
 
 
@@ -168,12 +169,13 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tools.export_speed", description=__doc__)
     parser.add_argument("--peers", type=Path, help="folder of larq_predict.py")
     parser.add_argument("--python", help="interpreter with Larq Compute Engine")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--core", type=int, default=0, help="which core")
     args = parser.parse_args()
     require(bool(args.peers) == bool(args.python), "--peers and --python go together")
     os.sched_setaffinity(0, {args.core})
     with tempfile.TemporaryDirectory() as folder:
-        rows, size_rows = measure(Path(folder), NETWORKS, args.peers, args.python)
+        rows, size_rows = measure(Path(folder), args.networks, args.peers, args.python)
     write("export_speed.csv", rows)
     write("export_size.csv", size_rows)
 

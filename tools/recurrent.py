@@ -17,6 +17,9 @@ from data.load_data import IMAGE_SHAPES, load_data
 from tools.arms import add_row, rows_of
 from utils import NetworkParams, TrainingParams, one_line_errors
 
+# isort: split
+from tabulate import tabulate
+
 PROGRAM = "python -m tools.recurrent"
 KINDS = {
     "binary": {},
@@ -27,8 +30,11 @@ SEEDS = (0, 1, 2)
 # Of each data set: training images, validation images, epochs.
 SIZES = {"digits": (1000, 257, 20), "MNIST": (20_000, 10_000, 5)}
 UNITS = 128
+RESULTS = Path(__file__).parent.parent / "results"
 # Validation images on which the geometry is measured.
 IMAGES = 250
+
+# --- Runs -------------------------------------------------------------------------------------
 
 
 def train(network, kind, seed, data_set):
@@ -90,13 +96,86 @@ def rows_of_run(network, kind, seed, data_set):
     return row, steps
 
 
+# --- What was measured ------------------------------------------------------------------------
+
+
+def table(rows, data_set, network="gru"):
+    """Means over seeds by kind, as Markdown.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of recurrent.csv, as `tools.arms.rows_of` reads them.
+    data_set, network : str
+    """
+    lines = []
+    for kind in KINDS:
+        chosen = _chosen(rows, data_set, network, kind)
+        numbers = {
+            name: np.array([float(row[name]) for row in chosen if row.get(name)])
+            for name in ("val_accuracy", *_columns(network).values())
+        }
+        accuracy = 100 * numbers["val_accuracy"]
+        forms = ["{:.1f}" if name.endswith("angle") else "{:.3f}" for name in numbers]
+        cells = map(_mean, list(numbers.values())[1:], forms[1:])
+        lines.append((kind, len(chosen), _mean(accuracy, "{:.2f}"), *cells))
+    head = ("kernels", "seeds", "validation accuracy (%)", *_columns(network))
+    return tabulate(lines, head, "github", disable_numparse=True)
+
+
+def over_time(rows, data_set, network="gru"):
+    """The panels of `plotting.plot_over_time`, of the rows of recurrent_time.csv."""
+    titles = {
+        f"{network}_1_input": "A·w$^c$ and A·w$^b$ of the input",
+        f"{network}_1_state": "A·w$^c$ and A·w$^b$ of the state",
+        "state, latent input kernel": "state, with w$^c$ in the input kernel",
+        "state, latent state kernel": "state, with w$^c$ in the state kernel",
+    }
+    panels = {}
+    for what, title in titles.items():
+        lines = {}
+        for kind in KINDS:
+            chosen = [row for row in _chosen(rows, data_set, network, kind) if row["what"] == what]
+            series = [
+                [(int(row["step"]), float(row["r"])) for row in chosen if row["seed"] == seed]
+                for seed in dict.fromkeys(row["seed"] for row in chosen)
+            ]
+            if series:
+                steps, values = np.moveaxis(np.array(series), -1, 0)
+                lines[kind] = steps[0], values
+        panels[title] = lines
+    return panels
+
+
+def _columns(network):
+    return {
+        f"{figure} of the {part}": f"{network}_1_{part}_{name}"
+        for part in ("input", "state")
+        for figure, name in (("angle (°)", "angle"), ("r", "r"))
+    }
+
+
+def _chosen(rows, *key):
+    names = ("data_set", "network", "kind")
+    return [row for row in rows if tuple(row[name] for name in names) == key]
+
+
+def _mean(values, form):
+    if len(values) < 2:
+        return " ".join(map(form.format, values)) or "—"
+    return f"{form.format(values.mean())} ± {form.format(values.std(ddof=1))}"
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
 def main(argv=None):
     """Run what is missing; bad input ends with exit code 2."""
     cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition("\n")[0])
     cli.add_argument("--data_set", default="digits", choices=SIZES)
     cli.add_argument("--network", default="gru", choices=("gru", "lstm"))
     cli.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N")
-    cli.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    cli.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     args = cli.parse_args(argv)
     runs, times = args.results / "recurrent.csv", args.results / "recurrent_time.csv"
     with one_line_errors(PROGRAM, "interrupted: the same command goes on"):
