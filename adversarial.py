@@ -5,11 +5,10 @@ Gradients pass straight through the quantizers.
 """
 
 import functools
-import math
 
 import stream
 import walk
-from utils import require
+from utils import radius_of, require
 
 # isort: split
 import keras
@@ -21,19 +20,6 @@ import tensorflow as tf
 STEP = 2.5
 # Images that are attacked at once.
 BATCH = 250
-
-
-def radius_of(epsilon):
-    """How many of 255 grey levels are within `epsilon` on the scale from 0 to 1.
-
-    Raises
-    ------
-    ValueError
-        If `epsilon` is not a number from 0 to 1.
-    """
-    number = math.isfinite(epsilon) and 0 <= epsilon <= 1
-    require(number, f"epsilon must be a number from 0 to 1, not {epsilon}")
-    return math.floor(round(epsilon * 255, 6))  # 8/255 as a float may lie just below it.
 
 
 # --- Steps of an attack -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from distribute import devices
 from fast.batches import batches_in_order, training_batches
 from graph_ops import Block, QuantConv2D, QuantDense, Sign
 from optimizers import AveragingAdam, Bop, FreezingAdam, LatentAdam
-from utils import TrainingParams, require
+from utils import TrainingParams, radius_of, require
 
 # isort: split
 import keras
@@ -223,7 +223,7 @@ def attack_of_epoch(epoch, params):
     """
     done = (tf.cast(epoch, tf.float32) + 1) / (GROWING * params.epochs)
     share = tf.minimum(done, 1.0)
-    radius = float(adversarial.radius_of(params.adversarial))
+    radius = float(radius_of(params.adversarial))
     steps = tf.cast(tf.math.ceil(share * ATTACK_STEPS), tf.int32)
     return tf.round(share * radius), steps
 

@@ -158,6 +158,19 @@ def is_whole(value):
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def radius_of(epsilon):
+    """How many of 255 grey levels are within `epsilon` on the scale from 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If `epsilon` is not a number from 0 to 1.
+    """
+    number = math.isfinite(epsilon) and 0 <= epsilon <= 1
+    require(number, f"epsilon must be a number from 0 to 1, not {epsilon}")
+    return math.floor(round(epsilon * 255, 6))  # 8/255 as a float may lie just below it.
+
+
 def _require_sizes(name, sizes):
     require(isinstance(sizes, tuple), f"{name} must be a list of layer sizes, not {sizes!r}")
     require(

@@ -7,7 +7,6 @@ import argparse
 import concurrent.futures
 import functools
 import importlib.util
-import math
 import queue
 import sys
 import time
@@ -25,6 +24,7 @@ from utils import (
     file_digest,
     is_whole,
     one_line_errors,
+    radius_of,
     require,
 )
 from verification import attack
@@ -65,22 +65,6 @@ class Verdict:
     predicted: int
     seconds: float
     counterexample: np.ndarray | None = field(default=None, repr=False)
-
-
-def radius_of(epsilon):
-    """How many of 255 grey levels are within `epsilon` on the scale from 0 to 1.
-
-    Raises
-    ------
-    ValueError
-        If `epsilon` is negative, infinite or no number.
-    """
-    require(
-        math.isfinite(epsilon) and epsilon >= 0,
-        f"epsilon must be a number of at least 0, not {epsilon}",
-    )
-    # 8/255 as a float may lie just below it.
-    return math.floor(round(min(epsilon, 1) * 255, 6))
 
 
 def verify(packed, image, label, epsilon, time_limit=TIME_LIMIT, confirm=None, solve=None):

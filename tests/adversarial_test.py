@@ -13,6 +13,7 @@ import graph_ops
 import training
 import walk
 from bnn import BinaryNeuralNetwork, NetworkParams, PackedNetwork, TrainingParams
+from utils import radius_of
 
 ATTACKED = {"adversarial": 0.1, "threshold_penalty": 1e-3}
 
@@ -21,13 +22,13 @@ ATTACKED = {"adversarial": 0.1, "threshold_penalty": 1e-3}
     ("epsilon", "radius"), [(0, 0), (0.1, 25), (0.3, 76), (2 / 255, 2), (8 / 255, 8), (1, 255)]
 )
 def test_epsilon_is_a_whole_number_of_grey_levels(epsilon, radius):
-    assert adversarial.radius_of(epsilon) == radius
+    assert radius_of(epsilon) == radius
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, 1.1, float("nan"), float("inf")])
 def test_an_epsilon_out_of_range_is_refused(epsilon):
     with pytest.raises(ValueError, match="epsilon must be a number from 0 to 1"):
-        adversarial.radius_of(epsilon)
+        radius_of(epsilon)
 
 
 # --- Gradient ascent --------------------------------------------------------------------------
