@@ -76,7 +76,10 @@ def judge(measured):
         In the order of `CLAIMS`.
     """
     network = _Network(measured)
-    return [_JUDGES[name](network) for name in CLAIMS]
+    judges = dict(_JUDGES)
+    if measured.get("optimizer") == "bop":
+        judges |= {name: functools.partial(_no_latent_weights, name) for name in _ON_LATENT_WEIGHTS}
+    return [judges[name](network) for name in CLAIMS]
 
 
 def tally(holds):
@@ -459,6 +462,17 @@ def _substitution(network):
 def _weights_hist(network):
     shares = _range(_column(network.layers, "saturated"), "{:.2%}")
     return Claim("weights-hist", f"at ±1 lie {shares} of a layer's weights", True)
+
+
+_ON_LATENT_WEIGHTS = (
+    *("angle-layers", "angle-scaling", "weights-dot", "permutation", "first-layer", "ternary"),
+    *("substitution", "weights-hist"),
+)
+
+
+def _no_latent_weights(name, network):
+    why = "Bop keeps no latent weights; in the tables −m, its average of gradients, stands for them"
+    return Claim(name, why, None)
 
 
 _JUDGES = {

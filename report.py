@@ -137,6 +137,7 @@ def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=100, d
         "test_images": len(x),
         "test_accuracy": substitution["none"][0],
         "network_params": dataclasses.asdict(network.network_params),
+        "optimizer": network.training_params.optimizer,
         "seconds": round(time.perf_counter() - started),
         "peak_memory_mb": _peak_memory_mb(),
     }
@@ -334,6 +335,7 @@ def stored_report(checkpoint):
             return None
         names = ("data_set", "test_images", "test_accuracy", "network_params")
         about = {name: summary[name] for name in (*names, "seconds", "peak_memory_mb")}
+        about["optimizer"] = summary.get("optimizer", "adam")
         rotation, substitution = summary["rotation"], summary["substitution"]
         layers = [_restored(layer, arrays) for layer in layer_weights(network)]
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):

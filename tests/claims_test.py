@@ -90,6 +90,14 @@ def test_a_float_network_is_told_that_nothing_is_quantized():
     assert all("quantized" in measured for measured in told.values()), told
 
 
+def test_bop_has_no_latent_weights_to_judge():
+    made = exemplary()
+    made.about["optimizer"] = "bop"
+    told = {claim.id: claim.measured for claim in made.claims() if claim.holds is None}
+    assert set(told) == set(judged(made)) - ALWAYS_JUDGED - {"activations-dot"} | {"weights-hist"}
+    assert all("Bop keeps no latent weights" in measured for measured in told.values())
+
+
 def weights_of_shape(made, kurtosis):
     rng, layer = np.random.default_rng(1), made.layers[1]
     sample = {

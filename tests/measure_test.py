@@ -7,7 +7,7 @@ from small_networks import KINDS, smooth_images, trained_network
 
 import geometry
 import measure
-from bnn import BinaryNeuralNetwork, NetworkParams, scaled
+from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams, scaled
 from graph_ops import Ternary
 from walk import Window
 
@@ -269,3 +269,31 @@ def test_a_huge_batch_size_takes_no_more_memory(monkeypatch):
     monkeypatch.setattr(measure, "BATCH_FLOATS", 2**27)
     for one, other in zip(small, measure.measure_layers(model, x), strict=True):
         assert one.weights_dot.r == pytest.approx(other.weights_dot.r, abs=1e-6)
+
+
+def test_what_stands_for_the_latent_weights_of_bop():
+    options = {"optimizer": "bop", "bop_gamma": 0.2, "bop_threshold": 1e-2}
+    params = NetworkParams(conv=[5], max_pool=[0], fc=[7])
+    training = TrainingParams(epochs=2, batch_size=10, lr_start=1e-2, **options)
+    network = BinaryNeuralNetwork((7, 6, 2), 4, params, training)
+    network.fit(smooth_images(60, seed=1), np.arange(60) % 4)
+    x = smooth_images(40)
+    layer = measure.measure_network(network, x, x)[0]
+    wb, m = network.layers[0].latent_kernel.numpy(), network.gradient_averages["conv_1"]
+    np.testing.assert_array_equal(layer.wb, wb)
+    np.testing.assert_array_equal(layer.wc, -m)
+    assert layer.sign_agreement == np.mean(np.sign(-m) == wb) < 1
+    cosines = [
+        np.dot(-m[..., i].ravel(), wb[..., i].ravel()) / np.linalg.norm(m[..., i]) / 18**0.5
+        for i in range(5)
+    ]
+    np.testing.assert_allclose(np.cos(layer.angles), cosines, atol=1e-6)
+    patches = geometry.image_patches(scaled(x), 3).reshape(-1, 18).astype(float)
+    dots = patches @ -m.reshape(18, 5), patches @ wb.reshape(18, 5)
+    expected = np.corrcoef(*(values.ravel() for values in dots))[0, 1]
+    assert layer.weights_dot.r == pytest.approx(expected, abs=1e-4)
+    # Asked for, they stand for latent weights that there are, too.
+    latent = {"conv_1": 2 * m}
+    other = measure.measure_layers(network, x, latent=latent)[0]
+    assert other.weights_dot.r == pytest.approx(-expected, abs=1e-4)
+    assert measure.measure_layers(network, x, latent={})[0].weights_dot.r == pytest.approx(1)
