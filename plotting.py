@@ -372,7 +372,7 @@ def plot_angle_scaling(layers):
     _plain_ticks(left.yaxis)
     right.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=30)
     right.set(xlabel="layer", ylabel="sd of the cosine / that of i.i.d. weights")
-    right.legend(loc="upper right", fontsize=7)
+    right.legend(loc="best", fontsize=7)
     left.legend(fontsize=7, ncols=2, loc="lower left")
     return figure
 
@@ -705,8 +705,11 @@ def plot_angle_history(rows):
         for key, axis in axes.items():
             values = [row["angle" if key == "angle" else "r"] for row in own]
             axis.plot(epochs, values, label=name, **_layer_style(i))
+    start = np.median([row["angle"] for row in rows if row["epochs"] == rows[0]["epochs"]])
     gaussian = np.degrees(geometry.binary_angle())
-    for reference, text in ((30, "uniform"), (gaussian, "Gaussian")):
+    # Of the sign: other quantizers do not start at the angle of uniform weights with it.
+    references = ((30, "uniform"), (gaussian, "Gaussian")) if abs(start - 30) < 2 else ()
+    for reference, text in references:
         axes["angle"].axhline(reference, color="grey", linewidth=0.8, linestyle=":")
         # Beside the axis, where no layer is drawn.
         axes["angle"].annotate(

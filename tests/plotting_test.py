@@ -479,6 +479,8 @@ def test_angle_history_draws_a_line_a_layer():
     assert high.get_ylim() == (0.85, 1)
     # The names of the dotted lines stand beside the axis, where no layer is drawn.
     assert [text.get_position()[0] > 1 for text in angle.texts] == [True, True]
+    ternary = [{**row, "angle": row["angle"] - 10} for row in HISTORY]
+    assert not drawn(plotting.plot_angle_history(ternary))[0].texts
 
 
 def test_layers_never_share_a_style_within_forty_nor_a_colour_within_ten():
