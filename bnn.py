@@ -754,7 +754,11 @@ class BinaryNeuralNetwork:
         ValueError
             If it is not such a checkpoint, or is damaged.
         """
-        network = cls(*checkpoint.saved_parameters(path))
+        parameters = checkpoint.saved_parameters(path)
+        try:
+            network = cls(*parameters)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be opened: {error}") from None
         network.load_weights(path)
         return network
 

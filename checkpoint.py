@@ -15,7 +15,7 @@ import h5py
 import ml_dtypes  # NumPy's bfloat16; TensorFlow brings it.
 import numpy as np
 
-from utils import NetworkParams, TrainingParams, atomic_path, require
+from utils import NetworkParams, TrainingParams, atomic_path, is_whole, require
 
 # In a .keras file: the model's configuration, its weights and, in a training's state, what trained.
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.weights.h5", "training.json"
@@ -23,6 +23,8 @@ CONFIG, WEIGHTS, TRAINING = "config.json", "model.weights.h5", "training.json"
 AVERAGES = "gradient_averages.npz"
 # A configuration of a thousand layers has one megabyte.
 LARGEST_CONFIG = 64 * 2**20
+# A compact checkpoint has half the size of its weights.
+LARGEST_RATIO = 20
 
 
 # --- Parameters -------------------------------------------------------------------------------
@@ -79,11 +81,17 @@ def _parameters_in(path):
         weight_bytes = archive.getinfo(WEIGHTS).file_size
     config = saved["config"]
     network = NetworkParams(**config["network_params"])
+    in_dim, out_dim = config["in_dim"], config["out_dim"]
+    sizes = [*in_dim, out_dim]
+    require(
+        len(sizes) == 4 and all(is_whole(size) and size > 0 for size in sizes) and out_dim > 1,
+        f"its images have the shape {in_dim} and {out_dim} classes",
+    )
     # Before anyone allocates what the parameters ask for.
-    weights = network.weight_count(config["in_dim"], config["out_dim"])
+    weights = network.weight_count(in_dim, out_dim)
     require(4 * weights <= weight_bytes, "weights are missing")
     require(weight_bytes <= 16 * weights + LARGEST_CONFIG, "it holds more than its weights")
-    return config["in_dim"], config["out_dim"], network, TrainingParams(**config["training_params"])
+    return in_dim, out_dim, network, TrainingParams(**config["training_params"])
 
 
 def _config_in(archive):
@@ -107,7 +115,9 @@ def load_weights(model, path):
         If they do not fit, or hold NaN or infinity.
     """
     try:
-        fused = _weights_of_fused_layers(path)
+        with zipfile.ZipFile(path) as archive:
+            content = _weights_in(archive)
+        fused = _weights_of_fused_layers(content)
         if fused is None:
             model.load_weights(path)
         else:
@@ -128,15 +138,34 @@ def load_weights(model, path):
     )
 
 
-def _weights_of_fused_layers(path):
+def _weights_in(archive):
+    """The HDF5 file of weights, once it is known to hold plain arrays, no larger than itself."""
+    info = archive.getinfo(WEIGHTS)
+    most = LARGEST_RATIO * info.compress_size + LARGEST_CONFIG
+    require(info.file_size <= most, f"its weights would unpack to {info.file_size} bytes")
+    content, sizes = io.BytesIO(archive.read(WEIGHTS)), []
+
+    def look(name, link):
+        require(isinstance(link, h5py.HardLink), f"{name} is a link to another place")
+        if not isinstance(file[name], h5py.Dataset):
+            return
+        array = file[name]
+        require(array.dtype.kind in "biuf", f"{name} holds no numbers")
+        require(not array.is_virtual and not array.external, f"{name} lies in another file")
+        sizes.append(array.nbytes)
+
+    with h5py.File(content, "r") as file:
+        file.visititems_links(look)
+    require(sum(sizes) <= info.file_size, "its arrays exceed the file")
+    return content
+
+
+def _weights_of_fused_layers(content):
     """Weights in the order of `get_weights`, of a file from before layers were split, or None.
 
     One layer then held convolution, pooling, batch norm and quantizer.
     """
-    with (
-        zipfile.ZipFile(path) as archive,
-        h5py.File(io.BytesIO(archive.read(WEIGHTS)), "r") as file,
-    ):
+    with h5py.File(content, "r") as file:
         if "conv_layers" not in file or "fc_layers" not in file:
             return None
         layers = [
@@ -359,6 +388,7 @@ def open_model(path):
     try:
         with zipfile.ZipFile(path) as archive:
             config = _config_in(archive)
+            _weights_in(archive)
     except Exception as error:
         raise ValueError(f"{path} is damaged or no Keras model: {error}") from None
     require(isinstance(config, dict), f"{path} is damaged or no Keras model")

@@ -6,7 +6,7 @@ from pathlib import Path
 import geometry
 from measure import layer_weights, measure_layers
 from plotting import figure_pixels, plot_dot_products
-from utils import atomic_path
+from utils import atomic_path, require
 
 # isort: split
 import keras
@@ -94,10 +94,23 @@ class GeometryLog(keras.callbacks.Callback):
 
 
 def read_geometry(path):
-    """What a `GeometryLog` has recorded, a dict per row; nothing where there is no file."""
+    """What a `GeometryLog` has recorded, a dict per row; nothing where there is no file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
     if not Path(path).exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     whole = {"epochs": int, "layer": str}
-    return [{name: whole.get(name, float)(text) for name, text in row.items()} for row in rows]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+        missing = {"epochs", "layer", "angle", "r"} - set(reader.fieldnames or [])
+        require(not missing, f"it has no column {' or '.join(sorted(missing))}")
+        rows = [{name: whole.get(name, float)(row[name]) for name in row} for row in rows]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return rows

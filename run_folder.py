@@ -137,7 +137,7 @@ def read_record(path):
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         require(isinstance(record["sittings"], list), "it lists no sittings")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): replace the run by --overwrite, or take another "
             "--out_dir"
