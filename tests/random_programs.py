@@ -9,12 +9,15 @@ from packed.program import (
     ALWAYS,
     NEVER,
     Levels,
+    Logic,
     PixelsProduct,
     Pool,
     Product,
     Program,
     Reshape,
     Scores,
+    Shortcut,
+    Slices,
     Threshold,
 )
 
@@ -27,9 +30,16 @@ def all_images(image):
     return np.array(list(itertools.product(*values)), np.uint8).reshape(-1, *image.shape)
 
 
-def numpy_step(step, x):
-    """What a step makes of a value, for many images."""
+def numpy_step(step, x, other=None):
+    """What a step makes of one value or two, for many images."""
     match step:
+        case Slices():
+            above = x[..., None] >= step.thresholds
+            return np.where(above, 1, -1).reshape(*x.shape[:-1], -1)
+        case Shortcut():
+            return np.where(x >= np.where(other > 0, step.upper[1], step.upper[0]), 1, -1)
+        case Logic():
+            return x * other if step.operation == "xnor" else np.maximum(x, other)
         case Levels():
             return step.table[x]
         case Product():
@@ -61,14 +71,36 @@ def score_table(program):
 def random_program(rng, image):
     """A network whose thresholds split the images around `image`, and its scores on all of them."""
     x, steps, classes = all_images(image), [], int(rng.integers(2, 5))
+    values = [x]
 
     def add(step):
         nonlocal x
         steps.append(step)
-        x = numpy_step(step, x)
+        x = numpy_step(step, *(values[number] for number in step.inputs))
+        values.append(x)
 
     def name():
         return f"step_{len(steps)}", (len(steps),)
+
+    def limits(units):
+        # Of constant units too, and at values that the products do reach.
+        found = x.reshape(-1, units)
+        upper = np.array([rng.choice(column) for column in found.T]).astype(np.int32)
+        upper[rng.random(units) < 0.05] = rng.choice([NEVER, ALWAYS])
+        return upper
+
+    def join():
+        """Another convolution of the same shape, and what was there before as a shortcut."""
+        before, units = len(steps), x.shape[-1]
+        weights = rng.choice(np.int8([-1, 0, 1]), (2, 3, units, units))
+        add(Product.of_weights(*name(), weights, padding="same"))
+        if rng.random() < 0.5:
+            upper = np.stack([limits(units), limits(units)])
+            add(Shortcut(f"step_{len(steps)}", (len(steps), before), upper=upper))
+        else:
+            add(Threshold(*name(), upper=limits(units)))
+            operation = str(rng.choice(["xnor", "or"]))
+            add(Logic(f"step_{len(steps)}", (len(steps), before), operation=operation))
 
     def product(kind, units, convolution):
         zeros = rng.choice([0, 0.3, 0.7])
@@ -86,15 +118,12 @@ def random_program(rng, image):
         add(kind.of_weights(*name(), weights, **options))
 
     def threshold():
-        # Of constant units too, and at values that the products do reach.
-        found = x.reshape(-1, x.shape[-1])
-        upper = np.array([rng.choice(column) for column in found.T]).astype(np.int32)
-        upper[rng.random(len(upper)) < 0.05] = rng.choice([NEVER, ALWAYS])
+        upper = limits(x.shape[-1])
         ternary = bool(rng.random() < 0.5)
         gaps = rng.integers(0, 4, len(upper))
         lower = np.maximum(upper.astype(int) - 1 - gaps, ALWAYS).astype(np.int32)
-        limits = {"upper": upper, "lower": lower} if ternary else {"upper": upper}
-        add(Threshold(*name(), ternary=ternary, **limits))
+        add(Threshold(*name(), ternary=ternary, upper=upper, lower=lower if ternary else None))
+        return ternary
 
     if rng.random() < 0.3:
         # It rises at 1, at 255, at both, or at neither; and elsewhere.
@@ -103,9 +132,14 @@ def random_program(rng, image):
         table = levels[np.searchsorted(np.sort(rises), np.arange(256), side="right")]
         add(Levels(*name(), table=table))
     kind = PixelsProduct
+    if rng.random() < 0.3:
+        thresholds = np.sort(rng.choice([1, 2, 128, 254, 255], 3, replace=False)).astype(np.uint8)
+        add(Slices(*name(), slices=3, thresholds=thresholds))
+        kind = Product
     for _ in range(rng.integers(0, 3)):
         product(kind, int(rng.integers(2, 6)), convolution=True)
-        threshold()
+        if not threshold() and rng.random() < 0.6:
+            join()
         if rng.random() < 0.4:
             add(Pool(*name()))
         kind = Product
