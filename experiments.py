@@ -3,7 +3,7 @@
 import geometry
 import walk
 from bnn import WHITENING_FLOOR, BinaryNeuralNetwork, scaled
-from graph_ops import QuantConv2D, Sign, Ternary
+from graph_ops import QuantConv2D, Quantizer, Sign, Ternary
 from measure import COVARIANCE_IMAGES, measure_layers, sampled_patches
 from stream import INFERENCE_BATCH, Stream
 from walk import Window
@@ -19,12 +19,12 @@ REFIT_IMAGES = 2000
 # --- The first layer in other bases -----------------------------------------------------------
 
 
-def rotation_correlations(network, x, x_train):
+def rotation_correlations(network: BinaryNeuralNetwork, x: np.ndarray, x_train: np.ndarray) -> dict:
     """r of the first layer's dot products when it is quantized in another basis.
 
     Parameters
     ----------
-    network : bnn.BinaryNeuralNetwork
+    network : BinaryNeuralNetwork
     x, x_train : ndarray, shape (n, height, width, channels)
         Test images, whose patches are multiplied (`COVARIANCE_POSITIONS` of each of the first
         `COVARIANCE_IMAGES`), and training images, which give principal axes and whitening.
@@ -73,7 +73,13 @@ def _quantized_correlations(patches, w, threshold):
 # --- Latent weights in place of quantized ones ------------------------------------------------
 
 
-def substitution_accuracies(network, x_train, x, y, progress=False):
+def substitution_accuracies(
+    network: BinaryNeuralNetwork,
+    x_train: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    progress: bool = False,
+) -> dict:
     """Accuracy with the latent weights of one layer, or all, in place of the quantized ones.
 
     Latent weights are smaller than ±1, which batch norm's statistics know nothing of: each network
@@ -82,7 +88,7 @@ def substitution_accuracies(network, x_train, x, y, progress=False):
 
     Parameters
     ----------
-    network : bnn.BinaryNeuralNetwork
+    network : BinaryNeuralNetwork
     x_train, x : ndarray, shape (n, height, width, channels)
         Training images, the first `REFIT_IMAGES` of which re-estimate the statistics, and test
         images.
@@ -118,7 +124,11 @@ def substitution_accuracies(network, x_train, x, y, progress=False):
 # --- Time steps -------------------------------------------------------------------------------
 
 
-def correlations_over_time(model, x, quantizer=Sign()):  # noqa: B008
+def correlations_over_time(
+    model: keras.Model,
+    x: np.ndarray,
+    quantizer: Quantizer = Sign(),  # noqa: B008
+) -> dict:
     """r of A·w^c and A·w^b of a recurrent model's products, at each time step.
 
     Parameters
@@ -155,7 +165,9 @@ def correlations_over_time(model, x, quantizer=Sign()):  # noqa: B008
     }
 
 
-def drift_over_time(network, other, x):
+def drift_over_time(
+    network: BinaryNeuralNetwork, other: BinaryNeuralNetwork, x: np.ndarray
+) -> np.ndarray:
     """r of each product of one recurrent network with that of another, at each time step.
 
     Set against `correlations_over_time`, whose inputs are the same at each step, it tells what the
@@ -163,7 +175,7 @@ def drift_over_time(network, other, x):
 
     Parameters
     ----------
-    network, other : bnn.BinaryNeuralNetwork
+    network, other : BinaryNeuralNetwork
         The second as from `with_weights`, with its batch norm re-estimated: products are compared
         after batch norm.
     x : ndarray, shape (n, height, width, channels)

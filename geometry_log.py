@@ -1,6 +1,7 @@
 """Every layer's geometry before the first epoch and after each, in a file and in TensorBoard."""
 
 import csv
+import os
 from pathlib import Path
 
 import geometry
@@ -42,7 +43,7 @@ class GeometryLog(keras.callbacks.Callback):
         self._tensorboard, self._board = tensorboard, None
         self._rows, self._quantized = None, {}
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if self._rows is None:
             # A resumed training keeps what it had recorded before it was cut off.
             earlier = read_geometry(self.path) if epoch else []
@@ -51,7 +52,7 @@ class GeometryLog(keras.callbacks.Callback):
             layers = layer_weights(self.network) if recorded else self._record(epoch)
             self._quantized = {layer.name: layer.wb for layer in layers}
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._record(epoch + 1)
 
     def _flips(self, layer):
@@ -93,7 +94,7 @@ class GeometryLog(keras.callbacks.Callback):
         self._board.flush()
 
 
-def read_geometry(path):
+def read_geometry(path: str | os.PathLike) -> list[dict]:
     """What a `GeometryLog` has recorded, a dict per row; nothing where there is no file.
 
     Raises

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class RunFolder:
     def __truediv__(self, name):
         return self.path / name
 
-    def check(self, record, resume, overwrite):
+    def check(self, record: dict, resume: bool, overwrite: bool) -> dict:
         """The record of the run to go on with, or `record` of a new one; changes nothing.
 
         Raises
@@ -86,7 +87,7 @@ class RunFolder:
         )
         return earlier
 
-    def begin(self, record, resume=False, overwrite=False):
+    def begin(self, record: dict, resume: bool = False, overwrite: bool = False) -> dict:
         """Take the folder for this process: `check`, then lock it and clear what is replaced.
 
         Returns
@@ -123,7 +124,7 @@ class RunFolder:
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def cut_history(self, epochs):
+    def cut_history(self, epochs: int) -> None:
         """Keep the first `epochs` rows of history.csv: a killed run may have written one more."""
         path = self.path / HISTORY
         if path.exists():
@@ -132,7 +133,7 @@ class RunFolder:
             write_text(path, "".join(f"{line}\n" for line in lines[: epochs + 1]))
 
 
-def read_record(path):
+def read_record(path: str | os.PathLike) -> dict:
     """The record at `path`; ValueError if it is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +146,7 @@ def read_record(path):
     return record
 
 
-def difference(record, other):
+def difference(record: dict, other: dict) -> tuple | None:
     """What tells one run's record from another's: (name, value, other value), or None."""
     # As JSON gives them back: tuples have become lists.
     return _difference(*(json.loads(json.dumps(one)) for one in (record, other)))

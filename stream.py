@@ -54,14 +54,14 @@ class Stream:
         if not self._at_product():
             self.advance()
 
-    def along(self, model):
+    def along(self, model: keras.Model) -> "Stream":
         """The same images at the same place of another network whose steps are the same."""
         other = object.__new__(Stream)
         other.__dict__.update(self.__dict__, _graph=walk.graph_of(model))
         return other
 
     @property
-    def next_product(self):
+    def next_product(self) -> str | None:
         return self._graph.steps[self._position].layer.name if self._at_product() else None
 
     def _at_product(self):
@@ -90,7 +90,7 @@ class Stream:
                         del tensors[read]
             yield tensors
 
-    def advance(self):
+    def advance(self) -> None:
         """Take all images to the next layer with a product, or to the end."""
         end = self._segment()[-1] + 1
         kept = {}
@@ -112,7 +112,7 @@ class Stream:
         quantizer = found.pop() if len(found) == 1 else None
         return quantizer if _keeps_its_values(quantizer) else None
 
-    def refit(self):
+    def refit(self) -> None:
         """Re-estimate batch norm's mean and variance from here to the end, over all images."""
         while True:
             for position in self._segment():
@@ -134,13 +134,13 @@ class Stream:
         layer.moving_mean.assign(moments.mean)
         layer.moving_variance.assign(moments.variance)
 
-    def outputs(self):
+    def outputs(self) -> np.ndarray:
         """The network's outputs for all images, shape (n, ...)."""
         (number,) = self._graph.outputs
         end = len(self._graph.steps)
         return np.concatenate([tensors[number].numpy() for tensors in self._batches(end)])
 
-    def accuracy(self, y):
+    def accuracy(self, y: np.ndarray) -> float:
         """Share of the images, labelled `y`, whose score is highest at their label."""
         return float(np.mean(self.outputs().argmax(axis=1) == y))
 
@@ -153,7 +153,7 @@ def _keeps_its_values(quantizer):
     return np.array_equal(quantizer(values), values)
 
 
-def refit_batch_norm(model, x):
+def refit_batch_norm(model: keras.Model, x: np.ndarray) -> str:
     """Re-estimate the statistics of every batch norm of a model on images `x`.
 
     In a functional model mean and variance are those over all images, layer after layer, with

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ e
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path in the folder of `path` that takes its place when the block ends.
 
     A block that raises leaves `path` as it was and nothing beside it, so no reader ever sees a
@@ -74,7 +75,7 @@ def atomic_path(path):
         temporary.unlink(missing_ok=True)
 
 
-def require_writable(folder):
+def require_writable(folder: str | os.PathLike) -> None:
     """Raise ValueError unless a file can be made in `folder`."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
@@ -82,25 +83,25 @@ def require_writable(folder):
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def write_text(path, text):
+def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path, value):
+def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def file_digest(path, algorithm="md5"):
+def file_digest(path: str | os.PathLike, algorithm: str = "md5") -> str:
     """Hexadecimal digest of the file at `path`."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 @contextlib.contextmanager
-def one_line_errors(program, interrupted="interrupted"):
+def one_line_errors(program: str, interrupted: str = "interrupted") -> Iterator[None]:
     """End the process with one line and exit code 2 when the block meets bad input.
 
     Bad input is a ValueError or an OSError (missing or unreadable file, full disk). Ctrl-C and
@@ -143,18 +144,18 @@ def _interrupt(signal_number, frame):
 # --- Parameters -------------------------------------------------------------------------------
 
 
-def frozen(value):
+def frozen(value: object) -> object:
     """Tuples all the way down, and Python's numbers in place of NumPy's."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def require(condition, message):
+def require(condition: object, message: str) -> None:
     if not condition:
         raise ValueError(message)
 
 
-def is_whole(value):
+def is_whole(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -198,7 +199,7 @@ RECURRENT_SIZES = {"conv": (), "max_pool": (), "fc": (128,)}
 PIXEL_LEVELS = tuple(n for n in range(2, 87) if 255 % (n - 1) == 0)
 
 
-def require_pixel_levels(levels):
+def require_pixel_levels(levels: int | None) -> None:
     require(
         levels is None or (is_whole(levels) and levels in PIXEL_LEVELS),
         f"input_levels must be one of {', '.join(map(str, PIXEL_LEVELS))}, not {levels!r}",
@@ -388,7 +389,7 @@ class NetworkParams:
             _require_number("activation_threshold", self.activation_threshold, 0)
             require(self.levels == 3, "activation_threshold needs levels 3")
 
-    def layer_shapes(self, in_dim, out_dim):
+    def layer_shapes(self, in_dim: Sequence[int], out_dim: int) -> list[tuple[int, int]]:
         """Fan-in and output units of each layer, for images of shape `in_dim`."""
         height, width, channels = in_dim
         if self.network in RECURRENT:
@@ -407,29 +408,29 @@ class NetworkParams:
         units = (height * width * channels, *self.fc, out_dim)
         return [*shapes, *itertools.pairwise(units)]
 
-    def weight_count(self, in_dim, out_dim):
+    def weight_count(self, in_dim: Sequence[int], out_dim: int) -> int:
         """Number of weights, the matrix of a rotated first layer included."""
         shapes = self.layer_shapes(in_dim, out_dim)
         weights = sum(fan_in * units for fan_in, units in shapes)
         return weights + (shapes[0][0] ** 2 if self.rotate_first else 0)
 
     @property
-    def layers(self):
+    def layers(self) -> int:
         """Number of layers with weights."""
         return len(self.conv) + len(self.fc) + 1
 
     @property
-    def strides(self):
+    def strides(self) -> tuple[int, ...]:
         """Stride of each convolutional layer."""
         return self.stride if isinstance(self.stride, tuple) else (self.stride,) * len(self.conv)
 
-    def per_layer(self, name):
+    def per_layer(self, name: str) -> tuple[bool, ...]:
         """`bin_weights` or `bin_acts` as a tuple with one entry per layer."""
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,) * self.layers
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """'binary', 'ternary', a quantizer's name or, where nothing is quantized, 'continuous'."""
         if self.bin_weights is False and self.bin_acts is False:
             return "continuous"
@@ -584,7 +585,7 @@ class TrainingParams:
         if taught:
             _require_number("temperature", self.temperature, 0, open_low=True)
 
-    def learning_rate(self, epoch):
+    def learning_rate(self, epoch: int) -> float:
         """Learning rate of `epoch`, counted from 0."""
         done = epoch / max(self.epochs, 1)
         if self.lr_schedule == "linear":
@@ -606,7 +607,7 @@ RECIPES = {
 }
 
 
-def require_flips(network, training):
+def require_flips(network: NetworkParams, training: TrainingParams) -> None:
     """Raise ValueError if `training` counts on flips that no weight of `network` makes.
 
     Parameters
@@ -628,7 +629,7 @@ def require_flips(network, training):
         require(plain, f"{option} and rotate_first exclude each other: its weights are not ±1")
 
 
-def require_size(params, in_dim, out_dim):
+def require_size(params: NetworkParams, in_dim: Sequence[int], out_dim: int) -> None:
     """Raise ValueError if a network's float32 weights need more memory than this machine has."""
     weights = params.weight_count(in_dim, out_dim)
     needed, has = 4 * weights, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -639,7 +640,7 @@ def require_size(params, in_dim, out_dim):
     )
 
 
-def require_packable(params):
+def require_packable(params: NetworkParams) -> None:
     """Raise ValueError, with the reason, if a network of these `NetworkParams` is no bits."""
     for name in ("bin_weights", "bin_acts"):
         # The output's activation is never quantized, whatever its switch says.

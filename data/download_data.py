@@ -7,9 +7,11 @@ into the same folder.
 
 import argparse
 import gzip
+import os
 import sys
 import tarfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pooch
@@ -25,7 +27,7 @@ from utils import atomic_path, file_digest, one_line_errors, require
 TIMEOUT = 30  # seconds without a byte
 
 
-def download(data_set, data_dir=None):
+def download(data_set: str, data_dir: str | os.PathLike | None = None) -> Path:
     """Make a data set complete, from the first mirror that has it.
 
     CIFAR-10's archive stays in the folder, from which a damaged batch is replaced without a
@@ -113,7 +115,7 @@ def _extract(archive, wanted, folder):
         raise ValueError(f"{archive} is not a whole archive: {error}") from error
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     cli = argparse.ArgumentParser(
         prog="download_data.py", description="Download CIFAR-10 or MNIST."

@@ -69,7 +69,9 @@ class Data(NamedTuple):
     y_test: np.ndarray
 
 
-def load_data(data_set, data_dir=None, valid_size=None):
+def load_data(
+    data_set: str, data_dir: str | os.PathLike | None = None, valid_size: int | None = None
+) -> Data:
     """Load a data set whose files are the published ones.
 
     Parameters
@@ -112,12 +114,12 @@ def load_data(data_set, data_dir=None, valid_size=None):
     return Data(x_train[:split], y_train[:split], x_train[split:], y_train[split:], x_test, y_test)
 
 
-def is_own(data_set):
+def is_own(data_set: str) -> bool:
     """Whether the name of a data set is the path of a .npz file."""
     return str(data_set).endswith(".npz")
 
 
-def images_and_classes(data_set):
+def images_and_classes(data_set: str) -> tuple:
     """Shape (height, width, channels) of a data set's images, and its number of classes.
 
     Raises
@@ -132,7 +134,7 @@ def images_and_classes(data_set):
     return IMAGE_SHAPES[_known(data_set)], NUM_CLASSES
 
 
-def data_folder(data_dir=None):
+def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
     """Folder of the data files: `data_dir`, else $BNN_DATA_DIR, else the folder of this module.
 
     Raises
@@ -148,7 +150,7 @@ def data_folder(data_dir=None):
     return folder
 
 
-def missing_files(data_set, data_dir=None):
+def missing_files(data_set: str, data_dir: str | os.PathLike | None = None) -> list[str]:
     """Files of a data set, as paths inside the data folder, that are not there."""
     if is_own(data_set):
         return [] if Path(data_set).is_file() else [data_set]
@@ -156,7 +158,7 @@ def missing_files(data_set, data_dir=None):
     return [name for name in MD5[_known(data_set)] if not (folder / name).is_file()]
 
 
-def data_md5(data_set):
+def data_md5(data_set: str) -> dict[str, str]:
     """Names and md5 sums of what `load_data` reads, to record with a run.
 
     The digits have no file: their sum is of the arrays, split as `load_data` splits them.
@@ -171,7 +173,7 @@ def data_md5(data_set):
     return {"sklearn.datasets.load_digits": digest.hexdigest()}
 
 
-def ways_out(data_set, folder):
+def ways_out(data_set: str, folder: str | os.PathLike) -> str:
     """What to do, in one line, when a data set is missing and cannot be downloaded."""
     names = [Path(name) for name in ARCHIVES.get(data_set, MD5[data_set])]
     return (

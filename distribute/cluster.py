@@ -43,21 +43,21 @@ class Cluster:
     index: int
 
     @property
-    def is_chief(self):
+    def is_chief(self) -> bool:
         return self.index == 0
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         """Worker `index`, as messages call it."""
         return f"worker {index} ({self.addresses[index]})"
 
-    def lost(self, message=""):
+    def lost(self, message: str = "") -> list[int]:
         """Indices of the workers that an error message blames, or else that refuse connections."""
         _, _, unhealthy = message.partition("unhealthy")
         return sorted(set(map(int, re.findall(r"/task:(\d+)", unhealthy))) - {self.index}) or [
             i for i in range(len(self.addresses)) if i != self.index and not self.answers(i)
         ]
 
-    def answers(self, index):
+    def answers(self, index: int) -> bool:
         """Does the worker accept a connection?"""
         try:
             socket.create_connection(_split(self.addresses[index]), timeout=2).close()
@@ -65,7 +65,7 @@ class Cluster:
             return False
         return True
 
-    def meet(self, seconds=MEETING_SECONDS):
+    def meet(self, seconds: float = MEETING_SECONDS) -> None:
         """Wait until every worker is there.
 
         TensorFlow waits without end for a worker that never comes, and cannot be interrupted
@@ -96,7 +96,7 @@ def _is_address(value):
     return bool(found) and 0 < int(found[1]) < 2**16
 
 
-def cluster_from_environment(environment=os.environ):
+def cluster_from_environment(environment: dict = os.environ) -> Cluster | None:
     """The cluster that TF_CONFIG describes.
 
     Parameters

@@ -1,6 +1,7 @@
 """What the covariance of a layer's inputs determines: correlations, principal axes, whitening."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.linalg import eigh, eigvalsh
 
 from utils import require
@@ -23,7 +24,7 @@ def _symmetric(covariance):
     return covariance
 
 
-def predicted_correlation(wc, wb, covariance):
+def predicted_correlation(wc: ArrayLike, wb: ArrayLike, covariance: ArrayLike) -> np.ndarray:
     """Correlation of a·wᵇ with a·wᶜ over inputs a with the given covariance.
 
     Parameters
@@ -56,7 +57,7 @@ def predicted_correlation(wc, wb, covariance):
     return np.clip(ratio(cb, np.sqrt(np.maximum(cc, 0)) * np.sqrt(np.maximum(bb, 0))), -1, 1)
 
 
-def principal_axes(covariance):
+def principal_axes(covariance: ArrayLike) -> np.ndarray:
     """Orthogonal matrix whose rows are the principal axes, greatest variance first.
 
     As the rotation R of `rotated_binarization` it turns vectors into principal components.
@@ -77,7 +78,7 @@ def principal_axes(covariance):
     return eigh(_symmetric(covariance))[1][:, ::-1].T
 
 
-def variance_spectrum(covariance):
+def variance_spectrum(covariance: ArrayLike) -> tuple:
     """Eigenvalues of a covariance, greatest first, and the share of the variance of each.
 
     Parameters
@@ -99,7 +100,7 @@ def variance_spectrum(covariance):
     return eigenvalues, ratio(eigenvalues, eigenvalues.sum())
 
 
-def whitening(covariance, epsilon):
+def whitening(covariance: ArrayLike, epsilon: float) -> np.ndarray:
     """ZCA whitening matrix (C + εI)^(−1/2).
 
     Of all matrices that whiten, this symmetric one changes the vectors least: a whitened image

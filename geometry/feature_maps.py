@@ -1,13 +1,14 @@
 """Parts of images and feature maps: interior and border, and the patches that a filter sees."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from utils import require
 
 from .checks import whole
 
 
-def split_border(x, width=1):
+def split_border(x: ArrayLike, width: int = 1) -> tuple:
     """Split feature maps into their interior and their border.
 
     At the border zero padding makes the dot products smaller. Statistics of interior and border
@@ -38,7 +39,7 @@ def split_border(x, width=1):
     return x[:, rows, columns], x[:, border]
 
 
-def image_patches(x, size, padding="SAME"):
+def image_patches(x: ArrayLike, size: int, padding: str = "SAME") -> np.ndarray:
     """All patches of images that a convolution with stride 1 multiplies with its kernel.
 
     Parameters

@@ -17,6 +17,7 @@ import functools
 
 import numpy as np
 from numpy.polynomial.legendre import leggauss
+from numpy.typing import ArrayLike
 from scipy.linalg import solve_banded
 from scipy.optimize import brentq
 from scipy.special import erf, erfcx, ndtr, ndtri, poch, xlog1py
@@ -29,7 +30,7 @@ from .checks import real, whole
 # --- Binary vectors ---------------------------------------------------------------------------
 
 
-def angle_density(angle, d):
+def angle_density(angle: ArrayLike, d: ArrayLike) -> np.ndarray:
     """Probability density of the angle between two independent random directions [1]_.
 
     Parameters
@@ -58,7 +59,7 @@ def angle_density(angle, d):
     return np.where((angle >= 0) & (angle <= np.pi), peak * shape, 0.0)[()]
 
 
-def binary_angle():
+def binary_angle() -> float:
     """Angle between a random vector and its binarized version as d → ∞: arccos √(2/π), 37.07°."""
     return np.arccos(np.sqrt(2 / np.pi))
 
@@ -78,7 +79,7 @@ def _gamma_excess(d):
     return np.where(d < 8, direct, d * (1 - fraction) / (x + fraction))
 
 
-def cosine_moments(d):
+def cosine_moments(d: ArrayLike) -> tuple:
     """Mean and standard deviation of cos(u, sign u), u a standard Gaussian vector [1]_.
 
     Parameters
@@ -146,7 +147,7 @@ def _low_angle_moments():
     return np.array(means), np.array(sds)
 
 
-def angle_moments(d):
+def angle_moments(d: ArrayLike) -> tuple:
     """Mean and standard deviation of the angle between a Gaussian vector and its sign [1]_.
 
     The mean is that of the angle itself, not the arccos of the mean cosine. Examples: 28.12° ±
@@ -192,7 +193,7 @@ def angle_moments(d):
 # --- Ternary vectors --------------------------------------------------------------------------
 
 
-def ternary_cosine(tau):
+def ternary_cosine(tau: ArrayLike) -> np.ndarray:
     """Cosine between a Gaussian vector and its ternary version as d → ∞.
 
     Parameters
@@ -217,7 +218,7 @@ def ternary_cosine(tau):
     return np.sqrt(2 / np.pi) * np.exp(-np.square(tau) / 4) / np.sqrt(erfcx(tau / np.sqrt(2)))
 
 
-def ternary_zero_fraction(tau):
+def ternary_zero_fraction(tau: ArrayLike) -> np.ndarray:
     """Share of a Gaussian vector's entries that a threshold turns to 0.
 
     Parameters
@@ -238,7 +239,7 @@ def ternary_zero_fraction(tau):
     return erf(real(tau, 0, "threshold tau") / np.sqrt(2))
 
 
-def optimal_ternary_threshold():
+def optimal_ternary_threshold() -> float:
     """Threshold τ = t/σ with the least angle for a Gaussian, 0.612: the root of φ = 2τ(1 − Φ).
 
     At this threshold the ternary quantizer is the Lloyd–Max quantizer of three levels. The angle
@@ -280,7 +281,7 @@ def _cells(boundaries):
     return mass, density, -np.diff(density, prepend=0.0, append=0.0) / mass
 
 
-def lloyd_max(levels):
+def lloyd_max(levels: int) -> tuple:
     """The quantizer of `levels` values that is nearest to a standard Gaussian in mean square [2]_.
 
     Parameters
@@ -306,7 +307,7 @@ def _lloyd_max_cosine(levels):
     return np.sqrt(np.sum(mass * centroid**2))
 
 
-def quantizer_cosine(levels):
+def quantizer_cosine(levels: ArrayLike) -> np.ndarray:
     """Cosine between a Gaussian vector and its best scalar quantization, as d → ∞ [2]_.
 
     Parameters
@@ -330,7 +331,7 @@ def quantizer_cosine(levels):
     return np.vectorize(_lloyd_max_cosine, otypes=[float])(levels)[()]
 
 
-def rate_distortion_angle(bits):
+def rate_distortion_angle(bits: ArrayLike) -> np.ndarray:
     """Least angle that a code with this many bits per weight can reach on a Gaussian vector [3]_.
 
     Parameters

@@ -7,6 +7,7 @@ References
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import special_ortho_group
 
 from utils import require
@@ -15,7 +16,7 @@ from .checks import whole
 from .vectors import quantized
 
 
-def random_rotation(d, rng):
+def random_rotation(d: int, rng: np.random.Generator | int) -> np.ndarray:
     """Rotation drawn uniformly (Haar measure) from all rotations in d dimensions.
 
     Parameters
@@ -39,7 +40,7 @@ def random_rotation(d, rng):
     return special_ortho_group.rvs(d, random_state=np.random.default_rng(rng)).reshape(d, d)
 
 
-def rotated_binarization(x, rotation):
+def rotated_binarization(x: ArrayLike, rotation: ArrayLike) -> np.ndarray:
     """Rotate, binarize and rotate back: the "generalized binarization" of [1]_.
 
     If a few directions hold most of the variance, the plain sign loses the direction of x. After

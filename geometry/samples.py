@@ -6,25 +6,25 @@ from .rotations import random_rotation, rotated_binarization
 from .vectors import angle, quantized
 
 
-def random_pair_angles(d, count, rng):
+def random_pair_angles(d: int, count: int, rng: np.random.Generator | int) -> np.ndarray:
     """Angles in radians between `count` pairs of independent Gaussian vectors, shape (count,)."""
     return angle(*rng.standard_normal((2, count, d)))
 
 
-def binarization_angles(d, count, rng):
+def binarization_angles(d: int, count: int, rng: np.random.Generator | int) -> np.ndarray:
     """Angles in radians between `count` Gaussian vectors and their signs, shape (count,)."""
     u = rng.standard_normal((count, d))
     return angle(u, quantized(u))
 
 
-def ternarization_angle(tau, d, rng):
+def ternarization_angle(tau: float, d: int, rng: np.random.Generator | int) -> float:
     """Angle in radians of one Gaussian vector to its ternary form, and its share of zeros."""
     u = rng.standard_normal(d)
     ternary = quantized(u, tau)
     return angle(u, ternary), np.mean(ternary == 0)
 
 
-def anisotropic_angles(d, count, rng, k=0.1):
+def anisotropic_angles(d: int, count: int, rng: np.random.Generator, k: float = 0.1) -> tuple:
     """Angles of plain and of rotated binarization where the axes differ in spread.
 
     Parameters

@@ -5,6 +5,7 @@ at the quantizer's threshold (`peaked_shape_angle`), or by a sample (`iid_cosine
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq, elementwise
 from scipy.special import betainc, gammaincc, gammaln
 
@@ -61,7 +62,7 @@ def _symmetric_beta_cosine(kurtosis, tau):
     return _thresholded(np.where(inside > 0, first, 0), square, betainc(b, 0.5, inside))
 
 
-def shape_angle(kurtosis, tau=0):
+def shape_angle(kurtosis: ArrayLike, tau: ArrayLike = 0) -> np.ndarray:
     """Angle between a layer's weights and their quantized version, from their kurtosis alone.
 
     Parameters
@@ -114,7 +115,7 @@ NEAR = 0.1
 SPREAD_FACTOR = 1.5
 
 
-def peaked_shape_angle(kurtosis, near, tau=0):
+def peaked_shape_angle(kurtosis: float, near: float, tau: float = 0) -> tuple:
     """Angle between weights and their quantized version, with a peak of weights at the threshold.
 
     The quantizer jumps at zero (binary) or at ±t (ternary). Trained layers have more weights there
@@ -184,7 +185,7 @@ def peaked_shape_angle(kurtosis, near, tau=0):
     return np.arccos(min(cosine, 1)), peak
 
 
-def iid_cosine_sd(w, d):
+def iid_cosine_sd(w: ArrayLike, d: ArrayLike) -> np.ndarray:
     """Standard deviation of cos(u, sign u) over vectors u of d entries drawn from w at random.
 
     Compare it with the spread measured over a layer's units. If the units' distributions differ

@@ -6,7 +6,10 @@ References
    The American Statistician 37, 1983.
 """
 
+from typing import Self
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from utils import require
 
@@ -46,7 +49,7 @@ class ColumnMoments:
     def __init__(self):
         self.count, self._mean, self._squares = 0, 0.0, 0.0
 
-    def update(self, rows):
+    def update(self, rows: ArrayLike) -> Self:
         """Add a batch of rows.
 
         Parameters
@@ -76,7 +79,7 @@ class ColumnMoments:
         return self
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """Mean of each column, shape (columns,).
 
         Raises
@@ -88,7 +91,7 @@ class ColumnMoments:
         return self._mean
 
     @property
-    def variance(self):
+    def variance(self) -> np.ndarray:
         """Biased variance of each column (the sum of squares over `count`), shape (columns,).
 
         Raises
@@ -158,7 +161,7 @@ class DotProductStatistics:
         # One ring of cells around the histogram counts the pairs that lie outside.
         self._cells = np.zeros((self.bins + 2) ** 2, dtype=np.int64)
 
-    def update(self, x, y):
+    def update(self, x: ArrayLike, y: ArrayLike) -> Self:
         """Add a batch of pairs.
 
         Parameters
@@ -198,7 +201,7 @@ class DotProductStatistics:
         self._add((len(x), first + offset, comoments), changes, cells)
         return self
 
-    def merge(self, other):
+    def merge(self, other: Self) -> Self:
         """Add the pairs that another instance has seen.
 
         Parameters
@@ -237,21 +240,21 @@ class DotProductStatistics:
         row += side + 1
         return row.astype(np.intp).ravel()
 
-    def correlation(self):
+    def correlation(self) -> float:
         """Pearson r over all units and positions together; nan if x or y does not vary."""
         xx, yy, xy = self._pooled()
         return _correlation(xx, yy, xy)
 
-    def unit_correlations(self):
+    def unit_correlations(self) -> np.ndarray:
         """Pearson r of each unit, shape (units,); nan where x or y does not vary."""
         return _correlation(*self.comoments)
 
-    def slope(self):
+    def slope(self) -> float:
         """Slope of the regression of y on x over all pairs; nan if x does not vary."""
         xx, _, xy = self._pooled()
         return ratio(xy, xx)
 
-    def sign_changes(self):
+    def sign_changes(self) -> float:
         """Share of the pairs with a product x·y < 0; nan if there are none."""
         return ratio(self._sign_changes, self.count * self.units)
 
@@ -260,7 +263,7 @@ class DotProductStatistics:
         return (self.comoments + self.count * _products(between)).sum(axis=1)
 
     @property
-    def histogram(self):
+    def histogram(self) -> np.ndarray:
         """Pairs per cell, shape (bins, bins), x along the first axis; None without an extent.
 
         A cell includes its lower edge and excludes its upper edge. Pairs outside the extent are in
@@ -333,7 +336,7 @@ class PatchCovariance:
         self._sum = np.zeros(self.d)
         self._products = np.zeros((self.d, self.d))
 
-    def update(self, patches):
+    def update(self, patches: ArrayLike) -> Self:
         """Add a batch of vectors.
 
         Parameters
@@ -367,7 +370,7 @@ class PatchCovariance:
         return self
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """Mean vector, shape (d,).
 
         Raises
@@ -379,7 +382,7 @@ class PatchCovariance:
         return self._sum / self.count
 
     @property
-    def covariance(self):
+    def covariance(self) -> np.ndarray:
         """Centred covariance E[xxᵀ] − E[x]E[x]ᵀ, shape (d, d).
 
         Raises

@@ -1,6 +1,7 @@
 """Measures of a layer's weights: per output unit, over the layer, and over several layers."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from utils import require
 
@@ -9,7 +10,7 @@ from .shape_angles import NEAR
 from .vectors import angle
 
 
-def unit_angles(wc, wb):
+def unit_angles(wc: ArrayLike, wb: ArrayLike) -> np.ndarray:
     """Angle between latent and quantized weights of each output unit.
 
     Parameters
@@ -30,7 +31,7 @@ def unit_angles(wc, wb):
     return angle(*kernel_pair(wc, wb), axis=0)
 
 
-def unit_kurtosis(w):
+def unit_kurtosis(w: ArrayLike) -> np.ndarray:
     """Kurtosis E[w⁴]/E[w²]² about zero of each output unit's weights.
 
     `shape_angle` takes the kurtosis about zero, not about the mean, because the quantizer is
@@ -55,7 +56,7 @@ def unit_kurtosis(w):
     return ratio(np.mean(square**2, axis=0), np.mean(square, axis=0) ** 2)
 
 
-def near_threshold_share(w, threshold=0):
+def near_threshold_share(w: ArrayLike, threshold: float = 0) -> float:
     """Share of the weights that are near the threshold.
 
     Near means that |w| differs from the threshold by less than `NEAR` times the root mean square
@@ -83,12 +84,12 @@ def near_threshold_share(w, threshold=0):
     return np.mean(np.abs(np.abs(w) - threshold) < NEAR * scale)
 
 
-def saturated_share(w):
+def saturated_share(w: ArrayLike) -> float:
     """Share of the latent weights, an array of any shape, that clipping holds at ±1."""
     return np.mean(np.abs(w) >= 1)
 
 
-def glorot_sd(shape):
+def glorot_sd(shape: tuple) -> float:
     """Standard deviation of latent weights at the start, by Glorot's uniform initialization.
 
     σ = √(2/(fan-in + fan-out)) (Glorot and Bengio 2010, eq. 16). Fan-in is a filter's positions
@@ -107,7 +108,7 @@ def glorot_sd(shape):
     return np.sqrt(2 / (np.prod(field) * (inputs + units)))
 
 
-def scaling_exponent(d, sd):
+def scaling_exponent(d: ArrayLike, sd: ArrayLike) -> float:
     """Exponent p of the power law sd ∝ d^p: the slope of a straight line fit to the logarithms.
 
     Parameters

@@ -1,11 +1,12 @@
 """The two operations on vectors that everything else rests on: their angle, and the quantizer θ."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .checks import real
 
 
-def angle(u, v, axis=-1):
+def angle(u: ArrayLike, v: ArrayLike, axis: int = -1) -> np.ndarray:
     """Angle between the vectors that lie along an axis of two arrays.
 
     Parameters
@@ -31,7 +32,7 @@ def angle(u, v, axis=-1):
     return 2 * np.arctan2(np.linalg.norm(u - v, axis=axis), np.linalg.norm(u + v, axis=axis))
 
 
-def quantized(x, threshold=0):
+def quantized(x: ArrayLike, threshold: float = 0) -> np.ndarray:
     """The quantizer θ: binary without a threshold, ternary with one.
 
     Parameters
