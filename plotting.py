@@ -561,10 +561,11 @@ def plot_counterexample(image, found, label, predicted):
     """
     figure, axes = _grid(3, size=(1.7, 2.0))
     change = found.astype(int) - image
+    most = np.abs(change).max()
     pictures = (
         (image, f"{label}"),
         (found, f"{predicted}"),
-        ((change + 255) / 510, f"change, at most {np.abs(change).max()}/255"),
+        ((change / most + 1) / 2, f"change, at most {most}/255"),
     )
     for axis, (picture, title) in zip(axes, pictures, strict=True):
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype == float else 255)
