@@ -629,6 +629,32 @@ def plot_substitution(accuracies, images):
     return figure
 
 
+def plot_drift(edges, layers, least=100):
+    """Mean change per step of a latent weight's distance from the threshold, by that distance.
+
+    Parameters
+    ----------
+    edges : ndarray, shape (cells + 1,)
+        From `flips.drift_distances`.
+    layers : dict
+        From `flips.read_flips`.
+    least : int
+        Weights and steps that a cell must be a mean of, to be drawn.
+    """
+    figure, axis = plt.subplots(figsize=(6.2, 3.2))
+    for index, (name, found) in enumerate(layers.items()):
+        # A gap where there are too few, no line across it.
+        drift = np.where(found["drift_count"] >= least, found["drift"], np.nan)
+        middle = (edges[1:] + edges[:-1]) / 2
+        axis.plot(middle, drift, label=name, marker=".", **_layer_style(index))
+    axis.axhline(0, **THEORY)
+    axis.set_xscale("log")
+    axis.set_xlabel("distance from the threshold")
+    axis.set_ylabel("drift per step\n(positive: away from it)")
+    _legend_below(figure, axis)
+    return figure
+
+
 def plot_controls(controls):
     """Angle and r of each layer of a trained network, and of its controls: four bars a layer.
 

@@ -78,7 +78,7 @@ def test_a_table_gives_means_over_seeds_and_ranges_over_inner_layers(tmp_path):
         arms.add_row(path, {"arm": "baseline", "seed": seed, "val_accuracy": accuracy, **figures})
     assert "82.00 ± 2.65" in arms.markdown(path)
     assert "0.900 to 0.920" in arms.markdown(path)
-    assert "0.500 to 0.500" in arms.markdown(path)
+    assert "| 0.500 " in arms.markdown(path)
 
 
 def test_a_training_that_fails_ends_in_one_line(tmp_path, capfd):

@@ -537,3 +537,13 @@ def test_controls_are_bars_of_degrees_and_r():
     np.testing.assert_allclose(angles, expected)
     np.testing.assert_allclose(correlations, [0.5, 0.9, 0.25, 0.45, 0.5, 0.9])
     plt.close(figure)
+
+
+def test_drift_is_drawn_where_there_are_enough_weights():
+    edges = np.array([0.0, 0.1, 0.3, 0.6])
+    found = {"drift": np.array([-1.0, 2.0, 9.0]), "drift_count": np.array([500, 100, 99])}
+    figure = plotting.plot_drift(edges, {"conv_1": found})
+    line = figure.axes[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), [0.05, 0.2, 0.45])
+    np.testing.assert_array_equal(line.get_ydata(), [-1, 2, np.nan])
+    plt.close(figure)

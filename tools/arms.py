@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from flips import flips_by_distance, read_flips
-from geometry_log import read_geometry
 from run_folder import CHECKPOINT, FLIPS, GEOMETRY, HISTORY, RECORD, read_record
 from utils import atomic_path, one_line_errors, require
 
@@ -160,6 +158,8 @@ def _layers(folder, record, images):
     """The figures of each layer of a finished run, by the layer's name."""
     from bnn import BinaryNeuralNetwork
     from data.load_data import load_data
+    from flips import flips_by_distance, read_flips
+    from geometry_log import read_geometry
     from measure import measure_layers, momentum_of
 
     network = BinaryNeuralNetwork.load(folder / CHECKPOINT)
@@ -250,6 +250,31 @@ def write_controls(output, results, size_name="half"):
     save_figure(plot_controls(controls), path.parent, path.stem)
 
 
+def write_drift(output, results, size_name="half"):
+    """Write drift.csv and a figure: how latent weights of the baseline, seed 0, drift.
+
+    A row for each layer and cell of distances from the threshold; see `flips.FlipLog`.
+    """
+    path = table_path(results, "drift", size_name)
+    flips = ROOT / output / f"baseline_seed{SEEDS[0]}" / FLIPS
+    if path.exists() or not flips.exists():
+        return
+    from flips import drift_distances, read_flips
+    from plotting import plot_drift, save_figure
+
+    edges, layers = drift_distances(), read_flips(flips)[1]
+    rows = [
+        {"layer": name, "from": start, "to": end, "drift": f"{drift:.3e}", "count": count}
+        for name, found in layers.items()
+        for start, end, drift, count in zip(
+            edges, edges[1:], found["drift"], found["drift_count"], strict=False
+        )
+        if count
+    ]
+    _write_rows(path, rows)
+    save_figure(plot_drift(edges, layers), path.parent, path.stem)
+
+
 # --- Tables -----------------------------------------------------------------------------------
 
 
@@ -267,7 +292,10 @@ def _holds(path, arm, seed):
 
 def add_row(path, row):
     """Add a row to the table at `path`, with columns that it lacks; whole or not at all."""
-    rows = [*rows_of(path), row]
+    _write_rows(path, [*rows_of(path), row])
+
+
+def _write_rows(path, rows):
     columns = dict.fromkeys(name for one in rows for name in one)
     with (
         atomic_path(path) as temporary,
@@ -291,7 +319,8 @@ def markdown(path):
         accuracies = [100 * float(row["val_accuracy"]) for row in rows]
         cells = (_range(rows, name, form) for name, form in _COLUMNS.values())
         lines.append((arm, len(rows), _spread(accuracies), *cells))
-    return tabulate(lines, ("arm", "seeds", "validation (%)", *_COLUMNS), "github")
+    head = ("arm", "seeds", "validation (%)", *_COLUMNS)
+    return tabulate(lines, head, "github", disable_numparse=True)
 
 
 # Columns of `markdown`: the figure of a layer, and how it is written.
@@ -324,7 +353,10 @@ def _range(rows, name, form):
         and column.split("_", 2)[2] == name
         and column.split("_")[1] != "1"
     ]
-    return f"{form.format(min(values))} to {form.format(max(values))}" if values else "—"
+    if not values:
+        return "—"
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 # --- Command line -----------------------------------------------------------------------------
@@ -349,6 +381,7 @@ def main(argv=None):
             fitting = [arm for arm in ARMS if args.size == "half" or arm not in TABLES["shortcuts"]]
             train(args.arms or fitting, args.seeds, output, args.results, args.size)
             write_controls(output, args.results, args.size)
+            write_drift(output, args.results, args.size)
         for name in TABLES:
             path = table_path(args.results, name, args.size)
             if path.exists():

@@ -15,6 +15,7 @@ from tabulate import DataRow, TableFormat, tabulate
 
 import geometry
 from claims import figure, spread_exponents
+from tools import arms
 from tools.numbers import unfounded
 from utils import one_line_errors, require
 
@@ -358,8 +359,20 @@ def _minutes(folder):
         return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
 
 
+def causes_table(results="results"):
+    """What happens to digits if the shape of the latent weights is set; see `tools.arms`."""
+    return arms.markdown(arms.table_path(results, "causes", "digits")).splitlines()
+
+
+def roads_table(results="results"):
+    """Other roads to a binary network, on digits; see `tools.arms`."""
+    return arms.markdown(arms.table_path(results, "roads", "digits")).splitlines()
+
+
 # The documents that hold them.
 TABLES = {
+    causes_table: "docs/roads.md",
+    roads_table: "docs/roads.md",
     demo: "README.md",
     paper_table: "README.md",
     claims_table: "docs/results.md",
