@@ -164,14 +164,14 @@ def write(name, rows):
         writer.writerows(rows)
 
 
-def main():
+def main(argv=None):
     """Measure and write both tables."""
     parser = argparse.ArgumentParser(prog="python -m tools.export_speed", description=__doc__)
     parser.add_argument("--peers", type=Path, help="folder of larq_predict.py")
     parser.add_argument("--python", help="interpreter with Larq Compute Engine")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--core", type=int, default=0, help="which core")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     require(bool(args.peers) == bool(args.python), "--peers and --python go together")
     os.sched_setaffinity(0, {args.core})
     with tempfile.TemporaryDirectory() as folder:
