@@ -1,5 +1,7 @@
 """A survey as Markdown and as one page of HTML, from what survey.json holds."""
 
+from functools import partial
+
 from tabulate import tabulate
 
 from page import png, render
@@ -152,30 +154,41 @@ def grid(head, rows):
 
 
 def figures(surveyed):
-    """Titles and figures of a survey."""
+    """What draws the figures of a survey: functions without arguments, by title."""
     layers, names = surveyed["layers"], shown(surveyed["quantizers"])
-    angle = ("angle_deg", "angle between weights and quantized weights, degrees")
-    marked = {"theory": "theory_deg", "marks": "Gaussian theory"}
-    yield "Angles of the weights", plot_layers(layers, names, *angle, **marked)
-    r, marked = ("r", "1 − r of dot products"), {"theory": "predicted_r", "marks": "predicted"}
-    one_minus = {"of": lambda r: 1 - r, "log": True}
-    yield "Dot products", plot_layers(layers, names, *r, **one_minus, **marked)
+    bars = partial(plot_layers, layers, names)
+    angle = "angle between weights and quantized weights, degrees"
+    found = {
+        "Angles of the weights": partial(
+            bars, "angle_deg", angle, theory="theory_deg", marks="Gaussian theory"
+        ),
+        "Dot products": partial(
+            bars,
+            "r",
+            "1 − r of dot products",
+            of=lambda r: 1 - r,
+            log=True,
+            theory="predicted_r",
+            marks="predicted",
+        ),
+    }
     if surveyed["accuracy"] is None:
-        return
+        return found
     plan = surveyed["plan"]
     key = "refitted_accuracy" if "refitted_accuracy" in plan else "accuracy"
-    lost = {"of": lambda accuracy: 100 * (surveyed["accuracy"] - accuracy)}
-    loss = (key, "points of accuracy lost, this layer alone quantized")
-    yield "Accuracy", plot_layers(layers, names, *loss, **lost)
-    yield "Predicted and measured harm", plot_harm([surveyed], names, key)
-    yield "Accuracy against bytes", plot_curve(surveyed["curve"], plan, key)
+    lost, loss = lambda v: 100 * (surveyed["accuracy"] - v), "points of accuracy lost"
     bits = {name: bits_of(chosen) for name, chosen in plan["quantizers"].items()}
-    yield "The plan", plot_plan(layers, {**plan, "bits": bits})
+    return found | {
+        "Accuracy": partial(bars, key, f"{loss}, this layer alone quantized", of=lost),
+        "Predicted and measured harm": partial(plot_harm, [surveyed], names, key),
+        "Accuracy against bytes": partial(plot_curve, surveyed["curve"], plan, key),
+        "The plan": partial(plot_plan, layers, {**plan, "bits": bits}),
+    }
 
 
 def html(surveyed):
     """survey.html: one page that needs no other file."""
-    drawn = [(title, "", png(figure)) for title, figure in figures(surveyed)]
+    drawn = [(title, "", png(draw())) for title, draw in figures(surveyed).items()]
     rows = [
         (title, remark, "", [dict(zip(head, row, strict=True)) for row in found])
         for title, remark, head, found in tables(surveyed)
