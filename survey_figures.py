@@ -109,7 +109,7 @@ def plot_curve(curve, plan, key):
     return figure
 
 
-def plot_harm(surveys, names, key="accuracy"):
+def plot_harm(surveys, names):
     """Accuracy that is lost against 1 − r as predicted, a point per layer and quantizer.
 
     Parameters
@@ -117,7 +117,6 @@ def plot_harm(surveys, names, key="accuracy"):
     surveys : list of dict
         One panel for each survey.json.
     names : sequence of str
-    key : {'accuracy', 'refitted_accuracy'}
     """
     size = (1 + 3.2 * len(surveys), 3.4)
     figure, axes = plt.subplots(1, len(surveys), figsize=size, squeeze=False, layout="constrained")
@@ -125,8 +124,7 @@ def plot_harm(surveys, names, key="accuracy"):
         layers = surveyed["layers"]
         for number, name in enumerate(names):
             harm = np.maximum(1 - _column(layers, name, "predicted_r"), 1e-7)
-            of = key if key in layers[0]["quantizers"][name] else "accuracy"
-            lost = 100 * (surveyed["accuracy"] - _column(layers, name, of))
+            lost = 100 * _column(layers, name, "lost")
             style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number]}
             axis.plot(harm, lost, linestyle="", markersize=4, label=name, **style)
         axis.set_xscale("log")

@@ -367,10 +367,11 @@ class Scores:
 
     def add_accuracies(self, sites, layers, names, progress=False):
         """Add to the entries of survey.json the accuracies with that layer alone quantized."""
-        pairs = list(zip(sites, layers, strict=True))
+        pairs, base = list(zip(sites, layers, strict=True)), self.accuracy()
         for site, layer in tqdm(pairs, desc="accuracy", unit="layer", disable=not progress):
             for name in names:
-                layer["quantizers"][name] |= self.of_plan([site], [name])
+                found = self.of_plan([site], [name])
+                layer["quantizers"][name] |= found | {"lost": base - best(found)}
             why = inputs_obstacle(site)
             if layer["inputs"] and why:
                 layer["left_out"]["accuracy with quantized inputs"] = why
@@ -413,6 +414,11 @@ def _take_statistics(norm, x):
     norm.moving_mean.assign(mean)
     norm.moving_variance.assign(variance)
     return x
+
+
+def best(accuracies):
+    """The accuracy with batch norm re-estimated, where there is one, or the other."""
+    return accuracies.get("refitted_accuracy", accuracies["accuracy"])
 
 
 def inputs_obstacle(site):

@@ -6,7 +6,7 @@ import math
 import graph_ops
 import walk
 from stream import refit_batch_norm
-from survey_measure import TENSOR, packed_bytes, quantizer_named, write_quantized
+from survey_measure import TENSOR, best, packed_bytes, quantizer_named, write_quantized
 from utils import require
 
 # isort: split
@@ -20,11 +20,6 @@ def harm(layer, name):
     """Predicted harm of a quantizer in a layer, 1 − r; more than any where r is not known."""
     r = layer["quantizers"][name]["predicted_r"]
     return 2.0 if r is None or math.isnan(r) else 1 - r
-
-
-def best(accuracies):
-    """The accuracy with batch norm re-estimated, where there is one, or the other."""
-    return accuracies.get("refitted_accuracy", accuracies["accuracy"])
 
 
 class Planner:
@@ -53,7 +48,7 @@ class Planner:
         """Names of the layers from least harm to most: predicted and, with labels, measured."""
         harms = {"predicted": lambda layer: harm(layer, self.first)}
         if self.scores is not None:
-            harms["measured"] = lambda layer: -best(layer["quantizers"][self.first])
+            harms["measured"] = lambda layer: layer["quantizers"][self.first]["lost"]
         return {
             key: [layer["name"] for layer in sorted(self.layers, key=of)]
             for key, of in harms.items()
@@ -102,7 +97,7 @@ class Planner:
         """
         base, tried = self.point({}), []
         lowest = base["accuracy"] - lose / 100 - 1e-9
-        measured = lambda layer, name: -best(layer["quantizers"][name])  # noqa: E731
+        measured = lambda layer, name: layer["quantizers"][name]["lost"]  # noqa: E731
         found = []
         for by, of in (("predicted", harm), ("measured", measured)):
             limits = sorted({of(layer, name) for layer in self.layers for name in self.names})

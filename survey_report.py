@@ -18,6 +18,7 @@ COLUMNS = (
     ("bytes", "bytes", "{:,}"),
     ("accuracy", "accuracy", "{:.2%}"),
     ("batch norm re-estimated", "refitted_accuracy", "{:.2%}"),
+    ("lost", "lost", "{:.2%}"),
 )
 PREDICTORS = {
     "predicted_r": "predicted r",
@@ -176,11 +177,10 @@ def figures(surveyed):
         return found
     plan = surveyed["plan"]
     key = "refitted_accuracy" if "refitted_accuracy" in plan else "accuracy"
-    lost, loss = lambda v: 100 * (surveyed["accuracy"] - v), "points of accuracy lost"
     bits = {name: bits_of(chosen) for name, chosen in plan["quantizers"].items()}
     return found | {
-        "Accuracy": partial(bars, key, f"{loss}, this layer alone quantized", of=lost),
-        "Predicted and measured harm": partial(plot_harm, [surveyed], names, key),
+        "Accuracy": partial(bars, "lost", "accuracy lost, this layer alone quantized"),
+        "Predicted and measured harm": partial(plot_harm, [surveyed], names),
         "Accuracy against bytes": partial(plot_curve, surveyed["curve"], plan, key),
         "The plan": partial(plot_plan, layers, {**plan, "bits": bits}),
     }

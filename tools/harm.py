@@ -120,9 +120,9 @@ def main(argv):
 
 
 def draw(surveys):
-    """Loss against predicted harm, a panel for each survey, with batch norm re-estimated."""
+    """Accuracy lost against predicted harm, a panel for each survey."""
     names = [n for n in DRAWN if all(n in surveyed["quantizers"] for surveyed in surveys.values())]
-    return plot_harm(list(surveys.values()), names, "refitted_accuracy")
+    return plot_harm(list(surveys.values()), names)
 
 
 if __name__ == "__main__":
