@@ -3,19 +3,27 @@
 Reading parameters needs no TensorFlow. No code from a file runs.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
 import io
 import json
+import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import ml_dtypes  # NumPy's bfloat16; TensorFlow brings it.
 import numpy as np
 
 from utils import NetworkParams, TrainingParams, atomic_path, is_whole, require
+
+if TYPE_CHECKING:
+    import keras
 
 # In a .keras file: the model's configuration, its weights and, in a training's state, what trained.
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.weights.h5", "training.json"
@@ -30,7 +38,7 @@ LARGEST_RATIO = 20
 # --- Parameters -------------------------------------------------------------------------------
 
 
-def saved_parameters(path):
+def saved_parameters(path: str | os.PathLike) -> tuple:
     """Parameters in the checkpoint at `path`, once every part of it has its stored check sum.
 
     Returns
@@ -56,7 +64,7 @@ def saved_parameters(path):
         raise ValueError(f"{path} is damaged or no checkpoint of this program: {error}") from None
 
 
-def require_teacher(path, in_dim, out_dim):
+def require_teacher(path: str | os.PathLike, in_dim: Sequence[int], out_dim: int) -> None:
     """Raise unless the checkpoint at `path` takes these images and tells these classes apart.
 
     Raises
@@ -106,7 +114,7 @@ def _config_in(archive):
 # --- Weights ----------------------------------------------------------------------------------
 
 
-def load_weights(model, path):
+def load_weights(model: keras.Model, path: str | os.PathLike) -> None:
     """Give `model` the weights of the checkpoint at `path`, of the same network.
 
     Raises
@@ -189,7 +197,7 @@ def _number_at_end(name):
 # --- Saving -----------------------------------------------------------------------------------
 
 
-def gradient_averages(model, path):
+def gradient_averages(model: keras.Model, path: str | os.PathLike) -> dict:
     """The averages of gradients in the checkpoint at `path`: an array by its layer's name.
 
     Returns
@@ -225,7 +233,9 @@ def gradient_averages(model, path):
     return averages
 
 
-def save(model, path, compact=False, averages=None):
+def save(
+    model: keras.Model, path: str | os.PathLike, compact: bool = False, averages: dict | None = None
+) -> None:
     """Write a model that was never compiled to a `.keras` file, whole or not at all.
 
     Parameters
@@ -288,7 +298,7 @@ def _compress(path):
 # --- State of a training ----------------------------------------------------------------------
 
 
-def save_state(model, path, params):
+def save_state(model: keras.Model, path: str | os.PathLike, params: TrainingParams) -> None:
     """Write weights, optimizer and `params`, the TrainingParams, to a `.keras` file."""
     with atomic_path(path) as temporary:
         model.save(temporary)
@@ -296,7 +306,7 @@ def save_state(model, path, params):
             archive.writestr(TRAINING, json.dumps(dataclasses.asdict(params)))
 
 
-def restore_state(model, path, params):
+def restore_state(model: keras.Model, path: str | os.PathLike, params: TrainingParams) -> None:
     """Give the compiled `model` the state at `path`, if there is one.
 
     Raises
@@ -362,7 +372,7 @@ PLAIN_PARTS = ("__keras_tensor__", "__tuple__", "__slice__", "__ellipsis__", "__
 REFUSED_LAYERS = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
-def open_model(path):
+def open_model(path: str | os.PathLike) -> keras.Model:
     """Open any Keras model that consists of Keras' own layers and those of this project.
 
     Parameters

@@ -4,6 +4,8 @@ python run_bnn.py                       # the paper's network on CIFAR-10
 python run_bnn.py --data_set digits     # data that scikit-learn carries
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import hashlib
@@ -12,13 +14,16 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from checkpoint import require_teacher, saved_parameters
 from data.download_data import download
 from data.load_data import (
     DATA_SETS,
+    Data,
     data_md5,
     images_and_classes,
     is_own,
@@ -57,6 +62,12 @@ from utils import (
 # isort: split
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    from bnn import BinaryNeuralNetwork, PackedNetwork
+
 # Images from which the table's correlations are taken: enough for three digits.
 TABLE_IMAGES = 500
 # Images on which --track_geometry measures r after every epoch.
@@ -70,7 +81,7 @@ DEBUG_IMAGES, DEBUG_EPOCHS = 100, 2
 # --- Command line -----------------------------------------------------------------------------
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     """The command line; a flag that is not given is absent from what it returns."""
     network, training = NetworkParams(), TrainingParams()
     cli = argparse.ArgumentParser(
@@ -187,7 +198,7 @@ def parser():
     return cli
 
 
-def network_params(args):
+def network_params(args: argparse.Namespace) -> NetworkParams:
     """NetworkParams that the flags describe, or those of the checkpoint in --param_file.
 
     Raises
@@ -217,7 +228,7 @@ def network_params(args):
     return saved
 
 
-def default_folder(args, data_set, network):
+def default_folder(args: argparse.Namespace, data_set: str, network: NetworkParams) -> str:
     """The folder of a run whose command names none: one for each kind of network."""
     other = network.network if network.network != "paper" else None
     debug = "debug" if "debug" in args else None
@@ -226,7 +237,7 @@ def default_folder(args, data_set, network):
     return f"output/{'_'.join(filter(None, parts))}"
 
 
-def training_params(args):
+def training_params(args: argparse.Namespace) -> TrainingParams:
     """TrainingParams of the recipe and the flags, all but the precision, which takes TensorFlow."""
     names = [field.name for field in dataclasses.fields(TrainingParams) if field.name in args]
     given = {name: getattr(args, name) for name in names if name != "precision"}
@@ -237,7 +248,7 @@ def training_params(args):
     return dataclasses.replace(RECIPES[getattr(args, "recipe", "paper")], **given)
 
 
-def load_images(args, data_set):
+def load_images(args: argparse.Namespace, data_set: str) -> Data:
     """The data set, downloaded if it is missing."""
     folder = getattr(args, "data_dir", None)
     if missing_files(data_set, folder):
@@ -246,7 +257,7 @@ def load_images(args, data_set):
     return data._make(part[:DEBUG_IMAGES] for part in data) if "debug" in args else data
 
 
-def check_checkpoint_fits(path, data_set):
+def check_checkpoint_fits(path: str | os.PathLike, data_set: str) -> None:
     """Raise ValueError unless the checkpoint at `path` takes images of `data_set`."""
     in_dim, out_dim, *_ = saved_parameters(path)
     wanted = images_and_classes(data_set)
@@ -257,7 +268,7 @@ def check_checkpoint_fits(path, data_set):
     )
 
 
-def git_revision():
+def git_revision() -> str | None:
     """Revision of the code, with '-dirty' after it where files were changed, or None."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
@@ -269,7 +280,9 @@ def git_revision():
     return done.stdout.strip()
 
 
-def run_record(args, data_set, network, training):
+def run_record(
+    args: argparse.Namespace, data_set: str, network: NetworkParams, training: TrainingParams
+) -> dict:
     """What traces the figures of a run to what made them."""
     teacher = {}
     if training.teacher is not None:
@@ -286,7 +299,7 @@ def run_record(args, data_set, network, training):
     }
 
 
-def sitting(argv):
+def sitting(argv: Sequence[str]) -> dict:
     """What belongs to one start of the program: a run that is resumed has several."""
     return {
         "command": ["run_bnn.py", *argv],
@@ -302,7 +315,13 @@ def sitting(argv):
 # --- Run --------------------------------------------------------------------------------------
 
 
-def callbacks(network, folder, every, tracked=None, flips=False):
+def callbacks(
+    network: BinaryNeuralNetwork,
+    folder: RunFolder,
+    every: int,
+    tracked: np.ndarray | None = None,
+    flips: bool = False,
+) -> list[keras.callbacks.Callback]:
     """Keras callbacks that write history, TensorBoard's files, checkpoint, geometry and flips.
 
     The geometry is measured on the images `tracked`, if there are any.
@@ -343,7 +362,7 @@ def callbacks(network, folder, every, tracked=None, flips=False):
     ]
 
 
-def seconds_left(begun, epochs):
+def seconds_left(begun: Sequence, epochs: int) -> float:
     """Seconds that `epochs` more epochs take.
 
     Parameters
@@ -357,7 +376,13 @@ def seconds_left(begun, epochs):
     return epochs * (begun[-1] - begun[0]) / (len(begun) - 1)
 
 
-def train(network, data, folder, args, strategy):
+def train(
+    network: BinaryNeuralNetwork,
+    data: Data,
+    folder: RunFolder,
+    args: argparse.Namespace,
+    strategy: object,
+) -> None:
     """Train `network`, in `folder`, from the state that an interrupted run left there."""
     tracked = data.x_test[:TRACKED_IMAGES] if "track_geometry" in args else None
     every, flips = getattr(args, "ckpt_n", 10), "track_flips" in args
@@ -372,13 +397,13 @@ def train(network, data, folder, args, strategy):
     )
 
 
-def weights_digest(network):
+def weights_digest(network: BinaryNeuralNetwork) -> str:
     """What tells whether two workers ended with the same weights."""
     weights = network.model.get_weights()
     return hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest()
 
 
-def checked(argv):
+def checked(argv: Sequence[str]) -> tuple:
     """The arguments, and the parameters that they describe, before TensorFlow is imported.
 
     Returns
@@ -422,7 +447,7 @@ def checked(argv):
     return args, data_set, network, training
 
 
-def run(argv):
+def run(argv: Sequence[str]) -> None:
     """Do what the command line says; ValueError or OSError where it cannot be done."""
     args, data_set, network, training = checked(argv)
     path = getattr(args, "out_dir", default_folder(args, data_set, network))
@@ -433,7 +458,14 @@ def run(argv):
         run_in(folder, argv, args, data_set, network, training)
 
 
-def run_in(folder, argv, args, data_set, network, training):
+def run_in(
+    folder: RunFolder,
+    argv: Sequence[str],
+    args: argparse.Namespace,
+    data_set: str,
+    network: NetworkParams,
+    training: TrainingParams,
+) -> None:
     """Train in a folder, or evaluate; the arguments are those that `checked` returns."""
     record = run_record(args, data_set, network, training)
     takes_folder = training.epochs or "out_dir" in args
@@ -503,7 +535,12 @@ def run_in(folder, argv, args, data_set, network, training):
     finish(args, bnn, data, checkpoint, beside, record.get("test_accuracy"))
 
 
-def score(network, x, y, description="test accuracy"):
+def score(
+    network: BinaryNeuralNetwork | PackedNetwork,
+    x: np.ndarray,
+    y: np.ndarray,
+    description: str = "test accuracy",
+) -> float:
     """Share of the images `x` that a network classifies as labelled, with a progress bar."""
     right = 0
     with tqdm(total=len(x), desc=description, unit="image") as bar:
@@ -514,7 +551,7 @@ def score(network, x, y, description="test accuracy"):
     return right / len(x)
 
 
-def look(bnn, data, folder=None):
+def look(bnn: BinaryNeuralNetwork, data: Data, folder: RunFolder | None = None) -> None:
     """Print the table of the geometry and draw the figures, into `folder` if there is one."""
     from geometry_log import read_geometry
     from measure import format_table, measure_layers
@@ -532,7 +569,14 @@ def look(bnn, data, folder=None):
             print(f"not all figures could be drawn: {error}")
 
 
-def finish(args, bnn, data, checkpoint, folder, accuracy=None):
+def finish(
+    args: argparse.Namespace,
+    bnn: BinaryNeuralNetwork,
+    data: Data,
+    checkpoint: str | os.PathLike | None,
+    folder: Path,
+    accuracy: float | None = None,
+) -> None:
     """Write what --compact and --pack ask for into `folder`; print accuracy and checkpoint.
 
     The accuracy on the test images is measured unless it is given.
@@ -552,7 +596,7 @@ def finish(args, bnn, data, checkpoint, folder, accuracy=None):
     print(checkpoint or "no checkpoint: nothing was trained")
 
 
-def pack(bnn, path, x, y):
+def pack(bnn: BinaryNeuralNetwork, path: Path, x: np.ndarray, y: np.ndarray) -> None:
     """Write the packed network to `path` and set it beside the float one."""
     from bnn import PackedNetwork
 
@@ -571,7 +615,13 @@ def pack(bnn, path, x, y):
     )
 
 
-def export(bnn, folder, data_set, accuracy, checkpoint):
+def export(
+    bnn: BinaryNeuralNetwork,
+    folder: str,
+    data_set: str,
+    accuracy: float,
+    checkpoint: str | os.PathLike,
+) -> None:
     """Write the network to `folder` in all forms whose packages are installed."""
     about = {
         "data_set": data_set,
@@ -586,7 +636,7 @@ def export(bnn, folder, data_set, accuracy, checkpoint):
             print(f"no {name}: it needs {package}, which requirements-export.txt installs")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
     resume = "interrupted: the same command with --resume goes on from the last finished epoch"
