@@ -21,7 +21,7 @@ import survey
 import training
 from bnn import BinaryNeuralNetwork, NetworkParams, PackedNetwork, TrainingParams
 from data import download_data
-from data.load_data import data_set_of, load_data
+from data.load_data import load_data
 from packed.compile import compile_model
 from tools import workers
 
@@ -36,7 +36,10 @@ TRAINING = {
     "unknown flag": ("--learning_rate 1", "unrecognized arguments: --learning_rate 1"),
     "abbreviated flag": ("--epoch 1", "unrecognized arguments: --epoch 1"),
     "surplus word": ("digits", "unrecognized arguments: digits"),
-    "data_set": ("--data_set imagenet", "argument --data_set: invalid choice: 'imagenet'"),
+    "data_set": (
+        "--data_set imagenet",
+        "unknown data set 'imagenet': choose one of cifar-10, MNIST, digits, or name a .npz file",
+    ),
     "no value": ("--data_set", "argument --data_set: expected one argument"),
     "epochs negative": ("--epochs -1", "epochs must be a whole number from 0 to 2^31 - 1, not -1"),
     "epochs text": ("--epochs ten", "argument --epochs: invalid int value: 'ten'"),
@@ -299,7 +302,7 @@ OTHERS = {
     "report on nothing known": (
         report,
         f"{PUBLISHED} --data_set letters",
-        "argument --data_set: invalid choice: 'letters'",
+        "unknown data set 'letters': choose one of cifar-10, MNIST, digits, or name a .npz file",
     ),
     "survey of nothing": (survey, "", "the following arguments are required: MODEL.keras"),
     "survey of a missing file": (
@@ -747,12 +750,7 @@ CALLS = {
     ),
     "unknown data set": (
         lambda n: load_data("imagenet"),
-        "unknown data set 'imagenet': choose one of cifar-10, MNIST, digits",
-    ),
-    "data set of no shape": (
-        lambda n: data_set_of((9, 9, 1)),
-        "no data set has images of shape (9, 9, 1): cifar-10 has (32, 32, 3), MNIST has "
-        "(28, 28, 1), digits has (8, 8, 1)",
+        "unknown data set 'imagenet': choose one of cifar-10, MNIST, digits, or name a .npz file",
     ),
     "valid_size float": (
         lambda n: load_data("digits", valid_size=10.0),

@@ -1,0 +1,114 @@
+"""A command in odd surroundings: other settings of Python, of the machine, of where it writes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EVALUATION = ("--data_set", "digits", "--epochs", "0")
+SMALL = ("--conv", "4", "--max_pool", "1", "--fc")
+TRAINING = ("--data_set", "digits", "--epochs", "1", *SMALL, "--precision", "float32")
+
+
+def run(arguments, options=(), cwd=ROOT, stdout=subprocess.PIPE, **environment):
+    """Run run_bnn.py in its own process."""
+    return subprocess.run(
+        [sys.executable, *options, ROOT / "run_bnn.py", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+
+
+def refusal(done):
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options, environment",
+    [
+        (["-O"], {}),
+        (["-OO"], {}),
+        ([], {"OMP_NUM_THREADS": "0"}),
+        ([], {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+        ([], {"PYTHONIOENCODING": "ascii"}),
+    ],
+    ids=["-O", "-OO", "no threads", "LC_ALL=C", "ASCII"],
+)
+def test_settings_of_python_change_nothing(options, environment, tmp_path):
+    done = run([*EVALUATION, *SMALL], options, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1] == "no checkpoint: nothing was trained"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_another_backend_is_refused():
+    line = refusal(run([*EVALUATION, *SMALL], KERAS_BACKEND="jax"))
+    assert line == ("run_bnn.py: error: KERAS_BACKEND is jax, but this program needs tensorflow")
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_ends_the_run_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run([*EVALUATION, *SMALL], stdout=writer)
+    os.close(writer)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.slow
+def test_a_closed_output_changes_nothing(tmp_path):
+    code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    folder = tmp_path / "run"
+    command = [str(ROOT / "run_bnn.py"), *TRAINING, "--out_dir", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "network.keras").is_file()
+
+
+def test_help_needs_no_docstrings():
+    for command in (["run_bnn.py"], ["report.py"], ["survey.py"], ["data/download_data.py"]):
+        done = subprocess.run(
+            [sys.executable, "-OO", *command, "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["/proc/run", "/sys/run", "/dev/null/run"])
+def test_where_nothing_can_be_written_is_said_at_once(folder):
+    # Root may write to every folder of a disk.
+    line = refusal(run([*TRAINING, "--out_dir", folder]))
+    assert line.startswith(f"run_bnn.py: error: cannot write to --out_dir {folder}: ")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named(tmp_path):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk can be made")
+    try:
+        line = refusal(run([*TRAINING, "--out_dir", str(tmp_path / "run")]))
+        assert "No space left on device" in line
+        left = {path.name for path in (tmp_path / "run").iterdir()}
+        assert not {name for name in left if name.startswith(".half-written-")}
+        assert "network.keras" not in left
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
