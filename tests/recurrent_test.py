@@ -30,3 +30,7 @@ def test_a_run_leaves_its_rows_once(tmp_path, monkeypatch):
     assert [line.split("|")[1].strip() for line in table[2:]] == ["binary", "float"]
     recurrent.main(command)
     assert rows_of(tmp_path / "recurrent.csv") == runs
+    # A run that was cut off before its row was written leaves nothing twice.
+    (tmp_path / "recurrent.csv").unlink()
+    recurrent.main(command)
+    assert len(rows_of(tmp_path / "recurrent_time.csv")) == len(steps)

@@ -8,6 +8,7 @@ results/recurrent_time.csv. Accuracies are those of validation images, the last 
 """
 
 import argparse
+import csv
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from data.load_data import IMAGE_SHAPES, load_data
 from tools.arms import add_row, rows_of
-from utils import NetworkParams, TrainingParams, one_line_errors
+from utils import NetworkParams, TrainingParams, atomic_path, one_line_errors
 
 # isort: split
 from tabulate import tabulate
@@ -94,6 +95,20 @@ def rows_of_run(network, kind, seed, data_set):
     ]
     row["minutes"] = round((time.perf_counter() - started) / 60, 1)
     return row, steps
+
+
+def _put(path, steps):
+    """Write rows of time steps in the place of those of the same run, whole or not at all."""
+    names = ("data_set", "network", "kind", "seed")
+    run = [str(steps[0][name]) for name in names]
+    kept = [row for row in rows_of(path) if [row[name] for name in names] != run]
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, steps[0].keys())
+        writer.writeheader()
+        writer.writerows([*kept, *steps])
 
 
 # --- What was measured ------------------------------------------------------------------------
@@ -189,8 +204,7 @@ def main(argv=None):
                 if key in done:
                     continue
                 row, steps = rows_of_run(args.network, kind, seed, args.data_set)
-                for step in steps:
-                    add_row(times, step)
+                _put(times, steps)
                 add_row(runs, row)
                 print(row, flush=True)
 
