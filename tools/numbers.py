@@ -126,7 +126,12 @@ class _Values:
         """Whether one of them, scaled and rounded, is printed as `text`."""
         digits = len(text.partition(".")[2])
         if (digits, scale) not in self._rounded:
-            rounded = {f"{scale * value:.{digits}f}" for value in self._values}
+            # A half is rounded to even, or up.
+            rounded = {
+                f"{scale * value * nudge:.{digits}f}"
+                for value in self._values
+                for nudge in (1, 1 + 1e-12)
+            }
             self._rounded[digits, scale] = rounded
         return text.replace(",", "") in self._rounded[digits, scale]
 
