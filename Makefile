@@ -13,7 +13,7 @@ demo: .venv/installed  ## train a small network on digits: under a minute
 		--max_pool 0 1 0 --fc 128 --epochs 30 --lr_start 5e-3 --lr_end 1e-4 --overwrite
 
 test: .venv/installed  ## the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: .venv/installed  ## all tests
 	$(BIN)/python -m pytest

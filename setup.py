@@ -14,6 +14,7 @@ from setuptools.command.build_py import build_py
 PACKAGE = "bnn_geometry"
 # What runs only in the repository is left out: command lines, reports, data sets.
 MODULES = (
+    "adversarial",
     "bnn",
     "checkpoint",
     "experiments",

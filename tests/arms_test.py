@@ -1,6 +1,7 @@
 """The driver of experiments: it trains what is missing, resumes, and tabulates."""
 
 import csv
+import dataclasses
 import itertools
 
 import numpy as np
@@ -81,9 +82,10 @@ def test_a_table_gives_means_over_seeds_and_ranges_over_inner_layers(tmp_path):
     assert "| 0.500 " in arms.markdown(path)
 
 
-def test_a_training_that_fails_ends_in_one_line(tmp_path, capfd):
+def test_a_training_that_fails_ends_in_one_line(tmp_path, monkeypatch):
+    digits = arms.SIZES["digits"]
+    impossible = dataclasses.replace(digits, flags=("--data_set", "digits", "--fc", "0"))
+    monkeypatch.setitem(arms.SIZES, "half", impossible)
     with pytest.raises(ValueError, match="baseline from seed 0 ended with exit code 2"):
-        arms.train(
-            ["baseline"], [0], tmp_path, tmp_path, common=("--data_set", "digits", "--fc", "0")
-        )
+        arms.train(["baseline"], [0], tmp_path, tmp_path)
     assert not list(tmp_path.glob("*.csv"))
