@@ -185,7 +185,7 @@ def test_share_of_differing_quantized_weights(results, devices, record_property)
     one, several = (arrays(results[name], "binary", "sign") for name in ("one", devices))
     differing = sum(np.count_nonzero(a != b) for a, b in zip(one, several, strict=True))
     share = differing / sum(a.size for a in one)
-    record_property("share of differing quantized weights", share)
+    record_property("share of differing quantized weights", float(share))
     print(f"{devices}: {share:.2%} of the quantized weights differ after {STEPS} steps")
     first, own = results["one"]["binary/losses"][0], results[devices]["binary/losses"][0]
     np.testing.assert_allclose(own, first, rtol=0.02)
