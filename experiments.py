@@ -19,7 +19,9 @@ REFIT_IMAGES = 2000
 # --- The first layer in other bases -----------------------------------------------------------
 
 
-def rotation_correlations(network: BinaryNeuralNetwork, x: np.ndarray, x_train: np.ndarray) -> dict:
+def rotation_correlations(
+    network: BinaryNeuralNetwork, x: np.ndarray, x_train: np.ndarray, progress: bool = False
+) -> dict:
     """r of the first layer's dot products when it is quantized in another basis.
 
     Parameters
@@ -28,6 +30,8 @@ def rotation_correlations(network: BinaryNeuralNetwork, x: np.ndarray, x_train: 
     x, x_train : ndarray, shape (n, height, width, channels)
         Test images, whose patches are multiplied (`COVARIANCE_POSITIONS` of each of the first
         `COVARIANCE_IMAGES`), and training images, which give principal axes and whitening.
+    progress : bool
+        Draw a progress bar?
 
     Returns
     -------
@@ -49,15 +53,17 @@ def rotation_correlations(network: BinaryNeuralNetwork, x: np.ndarray, x_train: 
     whitening = geometry.whitening(covariance, WHITENING_FLOOR * np.diag(covariance).mean())
     ternary = isinstance(layer.kernel_quantizer, Ternary)
     threshold = float(layer.kernel_quantizer.threshold(layer.coordinates())) if ternary else 0
-    results = {"as is": _quantized_correlations(patches, w, threshold)}
+    bases = {"as is": (patches, w)}
     for name, rotation in (
         ("random", geometry.random_rotation(d, 0)),
         ("pca", geometry.principal_axes(covariance)),
     ):
-        rotated = patches @ rotation.T, rotation @ w
-        results[name] = _quantized_correlations(*rotated, threshold)
-    whitened = (patches - statistics.mean) @ whitening
-    return results | {"zca": _quantized_correlations(whitened, w, threshold)}
+        bases[name] = patches @ rotation.T, rotation @ w
+    bases["zca"] = (patches - statistics.mean) @ whitening, w
+    return {
+        name: _quantized_correlations(*basis, threshold)
+        for name, basis in tqdm(bases.items(), desc="rotation", disable=not progress)
+    }
 
 
 def _quantized_correlations(patches, w, threshold):

@@ -362,7 +362,7 @@ def measure_network(
     model = _keras_model(network, x)
     by_name = {layer.name: layer for layer in measured}
     _measure_permuted(model, by_name, x[:PERMUTED_IMAGES], batch_size, progress)
-    _measure_textured(model, by_name, x[:PERMUTED_IMAGES], batch_size)
+    _measure_textured(model, by_name, x[:PERMUTED_IMAGES], batch_size, progress)
     x_train = x_train[:COVARIANCE_IMAGES]
     _measure_covariances(model, by_name, x_train, quantizer, batch_size, progress)
     return measured
@@ -479,7 +479,7 @@ def _measure_permuted(model, measured, x, batch_size, progress):
         stores.setdefault(product.name, Store()).append(inputs)
         products.setdefault(product.name, product)
 
-    _visit_batches(model, x, batch_size, collect)
+    _visit_batches(model, x, batch_size, collect, "activations", progress)
     rng = np.random.default_rng(0)
     for name, result in tqdm(measured.items(), desc="permuted", disable=not progress):
         inputs = stores.pop(name).joined()
@@ -500,7 +500,7 @@ def _permuted_pairs(product, result, inputs, batch_size):
     return counter.result()
 
 
-def _measure_textured(model, measured, x, batch_size):
+def _measure_textured(model, measured, x, batch_size, progress):
     statistics = {
         name: [geometry.DotProductStatistics(n) for n in result.wb.shape[-2:]]
         for name, result in measured.items()
@@ -519,7 +519,7 @@ def _measure_textured(model, measured, x, batch_size):
             pair.update(c[kept], b[kept])
         positions[product.name] += kept.size
 
-    _visit_batches(model, x, batch_size, count)
+    _visit_batches(model, x, batch_size, count, "textured", progress)
     for name, (entries, dots) in statistics.items():
         share = entries.count / positions[name]
         values = [share, entries.correlation(), dots.correlation()]

@@ -130,7 +130,7 @@ def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=100, d
     x_train = data.x_train[: max(COVARIANCE_IMAGES, REFIT_IMAGES)].copy()
     del data
     layers = measure_network(network, x, x_train, batch_size, progress=True)
-    rotation = rotation_correlations(network, x, x_train)
+    rotation = rotation_correlations(network, x, x_train, progress=True)
     substitution = substitution_accuracies(network, x_train, x, y, progress=True)
     about = {
         "data_set": data_set,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
 import itertools
 import json
@@ -10,7 +11,9 @@ import math
 import numbers
 import os
 import re
+import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -56,7 +59,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes)
-    handle, name = tempfile.mkstemp(prefix=HALF_WRITTEN, suffix=suffix, dir=path.parent)
+    prefix = half_written_prefix(path.parent)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -73,6 +77,28 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def half_written_prefix(folder: Path) -> str:
+    """How this process's half-written names begin; deletes those of killed ones in `folder`."""
+    # Another machine may write to the same folder: its process numbers say nothing here.
+    start = f"{HALF_WRITTEN}{socket.gethostname()}-"
+    for path in folder.glob(f"{glob.escape(start)}*"):
+        number = path.name.removeprefix(start).partition("-")[0]
+        if number.isdecimal() and _is_gone(int(number)):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return f"{start}{os.getpid()}-"
+
+
+def _is_gone(process):
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        pass  # It is somebody else's.
+    return False
 
 
 def require_writable(folder: str | os.PathLike) -> None:
@@ -112,6 +138,8 @@ def one_line_errors(program: str, interrupted: str = "interrupted") -> Iterator[
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
+        # Whether the output could be written shows only now.
+        sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the output has gone; Python would complain once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from utils import HALF_WRITTEN, UMASK, require, require_packable, write_json, write_text
+from utils import (
+    HALF_WRITTEN,
+    UMASK,
+    half_written_prefix,
+    require,
+    require_packable,
+    write_json,
+    write_text,
+)
 
 # What tells that a folder is an export, and may be replaced by another.
 RECORD = "export.json"
@@ -72,7 +80,8 @@ def export(network, folder, about=None):
     folder = Path(folder)
     check(getattr(network, "network_params", None), folder)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=HALF_WRITTEN, dir=folder.absolute().parent))
+    parent = folder.absolute().parent
+    half = Path(tempfile.mkdtemp(prefix=half_written_prefix(parent), dir=parent))
     try:
         made = _write_all(network, half, about or {})
         half.chmod(0o777 & ~UMASK)
@@ -88,11 +97,13 @@ def _replace(folder, half):
         os.replace(half, folder)
         return
     old = Path(tempfile.mkdtemp(prefix=HALF_WRITTEN, dir=half.parent))
+    os.replace(folder, old)
     try:
-        os.replace(folder, old)
         os.replace(half, folder)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_all(network, folder, about):

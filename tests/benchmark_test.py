@@ -129,19 +129,42 @@ def peer(folder, script):
 def test_peers_take_turns_with_this_library(tmp_path, monkeypatch):
     peer(tmp_path, 'echo "larq $* 1: 12.5 images/s"')
     monkeypatch.setattr(benchmark, "in_child", lambda *_: {"median": 40.0})
+    monkeypatch.setattr(precision, "may_have_fast_bfloat16", lambda: True)
     rows = {row["what"]: row for row in benchmark.peer_rows(TINY, tmp_path)}
     assert rows.keys() == {"here, bfloat16", "here, float32", "Larq, bfloat16", "Larq, float32"}
     assert rows["Larq, float32"]["median"] == 12.5 and rows["here, float32"]["median"] == 40
     assert all(row["batch"] == 4 for row in rows.values())
 
 
-def test_a_peer_that_fails_and_a_folder_without_peers_are_named(tmp_path, monkeypatch):
+def test_a_folder_without_peers_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "in_child", lambda *_: {"median": 40.0})
     with pytest.raises(ValueError, match=r"holds none of larq_train\.py, torch_train\.py"):
         benchmark.peer_rows(TINY, tmp_path)
-    peer(tmp_path, "exit 1")
-    with pytest.raises(ValueError, match=r"this failed: .*larq_train\.py"):
-        benchmark.peer_rows(TINY, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        ("exit 1", "failed with exit code 1 and no rate"),
+        ("echo nothing", "failed with exit code 0 and no rate"),
+        ("kill -ILL $$", "the process died"),
+        ("sleep 20", "not done after 0.2 seconds"),
+    ],
+)
+def test_a_contender_that_fails_is_a_row_that_says_so(
+    script, reason, tmp_path, monkeypatch, no_bfloat16
+):
+    """In one's own library too, which trains in no precision that the machine lacks."""
+    monkeypatch.setattr(benchmark, "training_rates", killed)
+    monkeypatch.setattr(benchmark, "PEER_SECONDS", 0.2)
+    peer(tmp_path, script)
+    rows = benchmark.peer_rows(TINY, tmp_path)
+    names = ("Larq, bfloat16", "Larq, float32")
+    assert [row["what"] for row in rows] == [
+        "here, float32: the process died",
+        *(f"{name}: {reason}" for name in names),
+    ]
+    assert not any("median" in row for row in rows)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"machine": 1, "rows": []}'])

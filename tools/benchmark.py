@@ -300,19 +300,22 @@ def training_rates(plan, precision, batch):
 
 def training_rows(plan):
     """`training_rates` for each precision and batch size."""
-    from fast import precision
-
-    policies = ["float32"]
-    if precision.gpu_has_bfloat16() or precision.may_have_fast_bfloat16():
-        policies.append("mixed_bfloat16")
     rows = []
-    for policy in policies:
+    for policy in _policies():
         for batch in plan.batches:
             try:
                 rows.append(in_child(training_rates, plan, policy, batch))
             except concurrent.futures.process.BrokenProcessPool:
                 rows.append({"what": f"training, {policy}: the process died", "batch": batch})
     return rows
+
+
+def _policies():
+    """The precisions that this machine may survive: without bfloat16, TensorFlow may die of it."""
+    from fast import precision
+
+    may = precision.gpu_has_bfloat16() or precision.may_have_fast_bfloat16()
+    return ["float32", "mixed_bfloat16"] if may else ["float32"]
 
 
 def _epoch_clock():
@@ -393,24 +396,49 @@ def peer_rows(plan, folder):
     programs = {arguments.split()[0] for _, arguments in PEERS.values()}
     require(found, f"{folder} holds none of {', '.join(sorted(programs))} with its interpreter")
     quick = dataclasses.replace(plan, repeats=3, batches=(), epoch_images=batch)
-    rates = {}
+    contenders = {
+        f"here, {policy.removeprefix('mixed_')}": partial(_own_rate, quick, policy, batch)
+        for policy in _policies()
+    } | {name: partial(_peer_rate, command, folder) for name, command in found.items()}
+    readings, failed = {name: [] for name in contenders}, {}
     for _ in range(plan.repeats):
-        for policy in ("bfloat16", "float32"):
-            full = "mixed_bfloat16" if policy == "bfloat16" else policy
-            row = in_child(training_rates, quick, full, batch)
-            rates.setdefault(f"here, {policy}", []).append(row["median"])
-        for name, command in found.items():
-            rates.setdefault(name, []).append(_peer_rate(command, folder))
+        for name, measure_once in contenders.items():
+            if name not in failed:
+                try:
+                    readings[name].append(measure_once())
+                except _ContenderFailed as error:
+                    failed[name] = {"what": f"{name}: {error}", "batch": batch}
     return [
-        {"what": name, "batch": batch, "unit": "images/s", **rate(1, [1 / r for r in readings])}
-        for name, readings in rates.items()
+        failed.get(name)
+        or {"what": name, "batch": batch, "unit": "images/s", **rate(1, [1 / r for r in rates])}
+        for name, rates in readings.items()
     ]
 
 
+class _ContenderFailed(Exception):
+    """Why there is no reading; the other contenders go on."""
+
+
+def _own_rate(plan, policy, batch):
+    try:
+        return in_child(training_rates, plan, policy, batch)["median"]
+    except concurrent.futures.process.BrokenProcessPool:
+        raise _ContenderFailed("the process died") from None
+
+
 def _peer_rate(command, folder):
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PEER_SECONDS)
+    options = {"capture_output": True, "text": True, "errors": "replace", "timeout": PEER_SECONDS}
+    try:
+        done = subprocess.run(command, cwd=folder, **options)
+    except subprocess.TimeoutExpired:
+        raise _ContenderFailed(f"not done after {PEER_SECONDS} seconds") from None
+    except OSError as error:
+        raise _ContenderFailed(f"cannot start: {error.strerror}") from None
+    if done.returncode < 0:
+        raise _ContenderFailed("the process died")
     readings = re.findall(r"([\d.]+) images/s", done.stdout)
-    require(done.returncode == 0 and readings, f"this failed: {' '.join(command)}")
+    if done.returncode or not readings:
+        raise _ContenderFailed(f"failed with exit code {done.returncode} and no rate")
     return float(readings[-1])
 
 
@@ -430,7 +458,10 @@ def estimate(recipe, images):
 
     policy, _ = choose_precision("auto")
     plan = dataclasses.replace(QUICK, batches=(recipe.batch_size,))
-    images_per_s = in_child(training_rates, plan, policy, recipe.batch_size)["whole epoch"]
+    try:
+        images_per_s = in_child(training_rates, plan, policy, recipe.batch_size)["whole epoch"]
+    except concurrent.futures.process.BrokenProcessPool:
+        raise ValueError(f"cannot estimate: the training in {policy} died") from None
     hours = recipe.epochs * images / images_per_s / 3600
     return (
         f"{recipe.epochs} epochs of {images:,} images at {images_per_s:.0f} images/s: about "
