@@ -14,6 +14,7 @@ from utils import radius_of, require
 import keras
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 # A step of an attack in n steps is this many n-th parts of the largest change (Madry et al. 2018,
 # arXiv 1706.06083).
@@ -94,7 +95,7 @@ def attacked(model, x, y, radius, steps, seed, training=False):
 # --- Attacks on a finished network ------------------------------------------------------------
 
 
-def fool(model, x, y, epsilon, steps=100, searches=1000, seed=0):
+def fool(model, x, y, epsilon, steps=100, searches=1000, seed=0, progress=False):
     """Look for images within ε that a network classifies wrongly.
 
     Gradient ascent first, and then, from the nearest miss, a random search: some pixels of the
@@ -112,6 +113,8 @@ def fool(model, x, y, epsilon, steps=100, searches=1000, seed=0):
     steps, searches : int
         Steps of gradient ascent, and of the random search.
     seed : int
+    progress : bool
+        Draw a progress bar?
 
     Returns
     -------
@@ -133,7 +136,7 @@ def fool(model, x, y, epsilon, steps=100, searches=1000, seed=0):
         _fool_batch(
             model, x[start : start + BATCH], y[start : start + BATCH], radius, steps, searches, seed
         )
-        for start in range(0, len(x), BATCH)
+        for start in tqdm(range(0, len(x), BATCH), "attacks", unit="batch", disable=not progress)
     ]
     images = np.concatenate(parts)
     return images, leads(model, images, y) <= 0

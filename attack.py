@@ -5,15 +5,25 @@ python attack.py output/demo/network.keras --data_set digits --epsilon 0.1 --ima
 
 import argparse
 import csv
+import json
 import math
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from checkpoint import saved_parameters
 from data.load_data import DATA_SETS, IMAGE_SHAPES, load_data
-from utils import atomic_path, file_digest, one_line_errors, require, write_json
+from utils import (
+    atomic_path,
+    file_digest,
+    number_from,
+    one_line_errors,
+    radius_of,
+    require,
+    require_writable,
+    write_json,
+)
 
 COLUMNS = ("index", "label", "predicted", "verdict")
 TABLE, RECORD = "attack.csv", "attack.json"
@@ -22,7 +32,7 @@ MISCLASSIFIED, FOOLED, NOT_FOOLED = "misclassified", "fooled", "not fooled"
 
 def parser():
     """The command line."""
-    cli = argparse.ArgumentParser(prog="attack.py", description=__doc__.splitlines()[0])
+    cli = argparse.ArgumentParser(prog="attack.py", description=(__doc__ or "").partition("\n")[0])
     add = cli.add_argument
     whole = {"type": int, "metavar": "N"}
     add("checkpoint", help="a network that run_bnn.py has trained, .keras")
@@ -30,7 +40,7 @@ def parser():
     add("--data_dir", help="folder of the data sets (default: $BNN_DATA_DIR, else data/)")
     add("--split", default="test", choices=("test", "valid"), help="which images (default: test)")
     epsilon = "the most that a pixel may change, on the scale from 0 to 1: 0.1 or 8/255"
-    add("--epsilon", required=True, type=Fraction, metavar="X", help=epsilon)
+    add("--epsilon", required=True, type=number_from, metavar="X", help=epsilon)
     add("--images", default=1000, help="the first N images (default: 1000)", **whole)
     add("--steps", default=100, help="of gradient ascent (default: 100)", **whole)
     add("--searches", default=1000, help="of the random search (default: 1000)", **whole)
@@ -45,7 +55,18 @@ def run(argv):
     for name, low in (("images", 1), ("steps", 0), ("searches", 0), ("seed", 0)):
         value = getattr(args, name)
         require(value >= low, f"--{name} must be at least {low}, not {value}")
-    require(0 <= args.epsilon <= 1, f"--epsilon must be from 0 to 1, not {float(args.epsilon)}")
+    radius_of(args.epsilon)
+    in_dim, shape = saved_parameters(args.checkpoint)[0], IMAGE_SHAPES[args.data_set]
+    require(
+        tuple(in_dim) == shape,
+        f"{args.checkpoint} takes images of shape {tuple(in_dim)}, but {args.data_set} has "
+        f"{shape}: choose another --data_set",
+    )
+    names = ("epsilon", "data_set", "split", "images", "steps", "searches", "seed")
+    record = {"network_sha256": file_digest(args.checkpoint, "sha256")}
+    record |= {name: getattr(args, name) for name in names}
+    if args.out:
+        _require_own(Path(args.out), record)
     data = load_data(args.data_set, args.data_dir)
     x, y = (part[: args.images] for part in (getattr(data, f"{n}_{args.split}") for n in "xy"))
 
@@ -54,25 +75,30 @@ def run(argv):
     from bnn import BinaryNeuralNetwork
 
     network = BinaryNeuralNetwork.load(args.checkpoint)
-    shape = IMAGE_SHAPES[args.data_set]
-    require(
-        network.in_dim == shape,
-        f"{args.checkpoint} takes images of shape {network.in_dim}, but {args.data_set} has "
-        f"{shape}: choose another --data_set",
-    )
     predicted = network.classify(x)
-    images, _ = fool(network.model, x, y, float(args.epsilon), args.steps, args.searches, args.seed)
+    numbers = args.epsilon, args.steps, args.searches, args.seed
+    images, _ = fool(network.model, x, y, *numbers, progress=True)
     # The network's own answer decides.
     answers = network.classify(images)
     verdicts = np.where(answers == y, NOT_FOOLED, FOOLED)
     verdicts[predicted != y] = MISCLASSIFIED
     print(f"natural accuracy {_share(predicted == y)}")
-    print(f"attacked accuracy at epsilon {args.epsilon}: {_share(verdicts == NOT_FOOLED)}")
+    print(f"attacked accuracy at epsilon {args.epsilon:g}: {_share(verdicts == NOT_FOOLED)}")
     if args.out:
-        names = ("data_set", "split", "images", "steps", "searches", "seed")
-        record = {"network_sha256": file_digest(args.checkpoint, "sha256")}
-        record |= {"epsilon": float(args.epsilon), **{n: getattr(args, n) for n in names}}
         _write(Path(args.out), record, y, predicted, verdicts, images)
+
+
+def _require_own(folder, record):
+    """Raise ValueError unless `folder` can be written to, and holds no other attack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
+    try:
+        same = json.loads((folder / RECORD).read_text(encoding="utf-8")) == record
+    except FileNotFoundError:
+        same = True
+    except ValueError:
+        same = False
+    require(same, f"{folder} holds another attack: take another --out")
 
 
 def _share(right):

@@ -1,5 +1,6 @@
 """What needs no TensorFlow: parameters, files written whole or not at all, one-line errors."""
 
+import argparse
 import contextlib
 import dataclasses
 import errno
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 BAD_INPUT = 2
@@ -185,6 +187,14 @@ def require(condition: object, message: str) -> None:
 
 def is_whole(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def number_from(text: str) -> float:
+    """A float from decimals or a fraction such as 8/255, for a command line."""
+    try:
+        return float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ArithmeticError):
+        raise argparse.ArgumentTypeError(f"{text[:60]} is no number") from None
 
 
 def radius_of(epsilon):

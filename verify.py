@@ -11,7 +11,6 @@ import queue
 import sys
 import time
 from dataclasses import dataclass, field
-from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from packed.program import Product, Program
 from utils import (
     file_digest,
     is_whole,
+    number_from,
     one_line_errors,
     radius_of,
     require,
@@ -220,7 +220,7 @@ def parser():
     cli.add_argument("--data_set", choices=DATA_SETS, required=True, help="whose test images")
     cli.add_argument("--data_dir", metavar="DIR", help="folder of the data sets")
     epsilon = "the most that a pixel may change, on the scale from 0 to 1: 0.1 or 8/255"
-    cli.add_argument("--epsilon", type=number, required=True, metavar="X", help=epsilon)
+    cli.add_argument("--epsilon", type=number_from, required=True, metavar="X", help=epsilon)
     cli.add_argument("--images", type=int, default=IMAGES, metavar="N", help="the first N")
     limit = f"seconds for the solver, for each image (default: {TIME_LIMIT:.0f})"
     cli.add_argument("--time_limit", type=float, default=TIME_LIMIT, metavar="X", help=limit)
@@ -233,14 +233,6 @@ def parser():
     cli.add_argument("--resume", action="store_true", help="go on with the verdicts in --out")
     cli.add_argument("--overwrite", action="store_true", help="replace the verdicts in --out")
     return cli
-
-
-def number(text):
-    """A float from decimals or a fraction such as 8/255."""
-    try:
-        return float(Fraction(text)) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text} is no number") from None
 
 
 def float_network(path, packed, images):

@@ -8,7 +8,13 @@ import hashlib
 import itertools
 import pydoc_data.topics
 
-from examples.training import arguments, one_cycle, train
+from examples import arguments, command
+
+if __name__ == "__main__":
+    # Before TensorFlow is imported, which takes seconds.
+    ARGS = arguments("characters", epochs=3)
+
+from examples.training import one_cycle, train
 
 # isort: split
 import keras
@@ -60,11 +66,11 @@ def adamw(steps):
 
 
 if __name__ == "__main__":
-    args = arguments(epochs=3)
-    numbers, alphabet = texts()
-    # Eight tenths of the text are for training, a tenth each for validation and testing.
-    ends = [int(share * len(numbers)) for share in (0, 0.8, 0.9, 1)]
-    data = []
-    for (first, end), stride in zip(itertools.pairwise(ends), STRIDES, strict=True):
-        data += windows(numbers, np.arange(first, end - CONTEXT, stride))
-    train(lambda: network(alphabet), data, args, adamw, BATCH)
+    with command("characters"):
+        numbers, alphabet = texts()
+        # Eight tenths of the text are for training, a tenth each for validation and testing.
+        ends = [int(share * len(numbers)) for share in (0, 0.8, 0.9, 1)]
+        data = []
+        for (first, end), stride in zip(itertools.pairwise(ends), STRIDES, strict=True):
+            data += windows(numbers, np.arange(first, end - CONTEXT, stride))
+        train(lambda: network(alphabet), data, ARGS, adamw, BATCH)

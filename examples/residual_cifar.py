@@ -1,6 +1,12 @@
 """A residual CNN on CIFAR-10: `python -m examples.residual_cifar --out DIR`."""
 
-from examples.training import arguments, train_cifar
+from examples import arguments, command
+
+if __name__ == "__main__":
+    # Before TensorFlow is imported, which takes seconds.
+    ARGS = arguments("residual_cifar", epochs=9)
+
+from examples.training import train_cifar
 
 # isort: split
 import keras
@@ -35,4 +41,5 @@ def network():
 
 
 if __name__ == "__main__":
-    train_cifar(network, arguments(epochs=9), peak=0.2, precision="auto")
+    with command("residual_cifar"):
+        train_cifar(network, ARGS, peak=0.2, precision="auto")

@@ -1,7 +1,13 @@
 """A GRU that reads MNIST row by row: `python -m examples.rows_mnist --out DIR`."""
 
 from data.load_data import load_data
-from examples.training import arguments, one_cycle, train
+from examples import arguments, command
+
+if __name__ == "__main__":
+    # Before TensorFlow is imported, which takes seconds.
+    ARGS = arguments("rows_mnist", epochs=5)
+
+from examples.training import one_cycle, train
 
 # isort: split
 import keras
@@ -22,7 +28,7 @@ def adam(steps):
 
 
 if __name__ == "__main__":
-    args = arguments(epochs=5)
-    data = load_data("MNIST", args.data_dir, valid_size=5000)
-    rows = (part[..., 0] if part.ndim == 4 else part for part in data)
-    train(network, rows, args, adam, batch=128)
+    with command("rows_mnist"):
+        data = load_data("MNIST", ARGS.data_dir, valid_size=5000)
+        rows = (part[..., 0] if part.ndim == 4 else part for part in data)
+        train(network, rows, ARGS, adam, batch=128)

@@ -1,6 +1,12 @@
 """A CNN of separable convolutions on CIFAR-10: `python -m examples.separable_cifar --out DIR`."""
 
-from examples.training import arguments, train_cifar
+from examples import arguments, command
+
+if __name__ == "__main__":
+    # Before TensorFlow is imported, which takes seconds.
+    ARGS = arguments("separable_cifar", epochs=11)
+
+from examples.training import train_cifar
 
 # isort: split
 import keras
@@ -26,4 +32,5 @@ def network():
 
 
 if __name__ == "__main__":
-    train_cifar(network, arguments(epochs=11), peak=0.1)
+    with command("separable_cifar"):
+        train_cifar(network, ARGS, peak=0.1)

@@ -1,8 +1,6 @@
-"""What the example trainings share: the command line, the training itself, what they write."""
+"""What the example trainings share: the training itself, and what they write."""
 
-import argparse
 import time
-from pathlib import Path
 
 from data.load_data import load_data
 from fast.batches import training_batches
@@ -12,16 +10,6 @@ from utils import atomic_path, write_json
 # isort: split
 import keras
 import numpy as np
-
-
-def arguments(epochs):
-    """The folder to write to, where the data lie, and how many epochs."""
-    cli = argparse.ArgumentParser()
-    cli.add_argument("--out", type=Path, default=Path("output/examples"))
-    cli.add_argument("--data_dir")
-    cli.add_argument("--epochs", type=int, default=epochs)
-    cli.add_argument("--steps", type=int, help="end each epoch after so many steps, to try it")
-    return cli.parse_args()
 
 
 def one_cycle(peak, steps):
@@ -45,7 +33,7 @@ def train(network, data, args, optimizer, batch, augment=None, precision="float3
     data : sequence of six ndarrays
         Inputs and labels: for training, validation and testing.
     args : argparse.Namespace
-        See `arguments`.
+        See `examples.arguments`.
     optimizer : callable
         Its argument is the number of steps of the whole training.
     batch : int

@@ -211,11 +211,14 @@ def test_a_strong_penalty_leaves_no_large_threshold():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epsilon", "2"], "--epsilon must be from 0 to 1"),
+        (["--epsilon", "2"], "epsilon must be a number from 0 to 1"),
         (["--epsilon", "0.1", "--images", "0"], "--images must be at least 1"),
         (["--epsilon", "0.1", "--steps", "-1"], "--steps must be at least 0"),
         (["--epsilon", "0.1"], "there is no checkpoint nowhere.keras"),
         (["--epsilon", "ten"], "argument --epsilon"),
+        (["--epsilon", "1/0"], "argument --epsilon: 1/0 is no number"),
+        (["--epsilon", f"{'9' * 400}/1"], "argument --epsilon"),
+        (["--epsilon", "1e999999999"], "epsilon must be a number from 0 to 1, not inf"),
     ],
 )
 def test_wrong_flags_get_one_line(flags, message, capsys):
@@ -235,7 +238,7 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
     command += ["--images", "30", "--steps", "3", "--searches", "5", "--out", str(tmp_path)]
     attack.main(command)
     printed = capsys.readouterr().out
-    assert "natural accuracy" in printed and "attacked accuracy at epsilon 4/51" in printed
+    assert "natural accuracy" in printed and "attacked accuracy at epsilon 0.0784314" in printed
     rows = (tmp_path / "attack.csv").read_text().splitlines()
     assert rows[0] == "index,label,predicted,verdict" and len(rows) == 31
     found = np.load(tmp_path / "attacked.npz")
@@ -243,3 +246,9 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
     fooled = labels[found["index"]]
     assert len(fooled) == (labels[:, 3] == "fooled").sum() > 0
     assert (network.classify(found["image"]) != fooled[:, 1].astype(int)).all()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit):
+        attack.main([*command, "--seed", "1"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"attack.py: error: {tmp_path} holds another attack: take another --out"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

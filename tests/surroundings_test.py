@@ -81,12 +81,32 @@ def test_a_closed_output_changes_nothing(tmp_path):
     assert (folder / "network.keras").is_file()
 
 
-def test_help_needs_no_docstrings():
-    for command in (["run_bnn.py"], ["report.py"], ["survey.py"], ["data/download_data.py"]):
+def commands():
+    """Every file with a command line, as the arguments of Python that start it."""
+    for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("[a-z]*/*.py")):
+        name = path.relative_to(ROOT)
+        tested = name.parts[0] == "tests" or name.name == "setup.py"
+        if not tested and "\nif __name__ ==" in path.read_text(encoding="utf-8"):
+            own = len(name.parts) == 1 or name.parts[0] == "data"
+            yield [str(name)] if own else ["-m", ".".join(name.with_suffix("").parts)]
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=lambda command: command[-1])
+def test_help_needs_neither_tensorflow_nor_docstrings(command, tmp_path):
+    # What imports it fails.
+    for name in ("tensorflow", "keras"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('TensorFlow was imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for options in ([], ["-OO"]):
         done = subprocess.run(
-            [sys.executable, "-OO", *command, "--help"], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, *options, *command, "--help"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("usage: ")
 
 
 @pytest.mark.slow

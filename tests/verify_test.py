@@ -14,13 +14,13 @@ import pytest
 from random_programs import SHAPES, all_images, random_program, score_table
 
 from packed.program import NEVER, PixelsProduct, Product, Program, Reshape, Scores, Threshold
-from utils import BAD_INPUT, INTERRUPTED, radius_of
+from utils import BAD_INPUT, INTERRUPTED, number_from, radius_of
 from verification import attack
 from verification.constraints import FALSE, TRUE, Constraints
 from verification.encoding import Encoding
 from verification.results import NOT_ROBUST, ROBUST, UNDECIDED
 from verification.workers import Worker, search_or_prove
-from verify import main, number, verify
+from verify import main, verify
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("clingo", reason="clingo is missing: pip install -r requirements-verify.txt")
@@ -277,7 +277,7 @@ def test_interrupted_command_keeps_what_is_done(digits, tmp_path):
 def test_epsilon_counts_grey_levels():
     values = {0.1: 25, 8 / 255: 8, 2 / 255: 2, 0: 0, 1: 255, 0.0039: 0}
     assert {epsilon: radius_of(epsilon) for epsilon in values} == values
-    assert number("8/255") == 8 / 255 and number("0.3") == 0.3
+    assert number_from("8/255") == 8 / 255 and number_from("0.3") == 0.3
 
 
 @pytest.mark.parametrize(

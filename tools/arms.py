@@ -364,7 +364,7 @@ def _range(rows, name, form):
 
 def main(argv=None):
     """Run the command line `argv`; bad input ends with exit code 2."""
-    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition("\n")[0])
+    cli = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     add = cli.add_argument
     add("--arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     add("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N", help="default: 0 1 2")

@@ -12,7 +12,14 @@ of a shortcut with the layer that it goes around. Every other value is written t
 once by each layer that takes it, and weights are read once.
 """
 
-import argparse
+if __name__ == "__main__":
+    import argparse
+
+    # Before TensorFlow is imported, which takes seconds.
+    form = argparse.RawDescriptionHelpFormatter
+    cli = argparse.ArgumentParser("python -m tools.energy", None, __doc__, formatter_class=form)
+    cli.parse_args()
+
 import collections
 import csv
 import math
@@ -210,8 +217,6 @@ def read(path=RESULTS):
 
 def main():
     """Print the table of `NETWORKS` on CIFAR-10's images and write it to `RESULTS`."""
-    parser = argparse.ArgumentParser(prog="python -m tools.energy", description=__doc__)
-    parser.parse_args()
     rows = [
         {
             "network": name,

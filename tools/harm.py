@@ -108,7 +108,7 @@ def table(rows):
 
 
 def main(argv):
-    cli = argparse.ArgumentParser(prog="tools.harm", description=__doc__.splitlines()[0])
+    cli = argparse.ArgumentParser(prog="tools.harm", description=(__doc__ or "").partition("\n")[0])
     cli.add_argument("surveys", nargs="+", metavar="survey.json")
     cli.add_argument("--figure", metavar="FILE.png", help="also draw loss against 1 - predicted r")
     args = cli.parse_args(argv)

@@ -186,7 +186,7 @@ def _mean(values, form):
 
 def main(argv=None):
     """Run what is missing; bad input ends with exit code 2."""
-    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition("\n")[0])
+    cli = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     cli.add_argument("--data_set", default="digits", choices=SIZES)
     cli.add_argument("--network", default="gru", choices=("gru", "lstm"))
     cli.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N")

@@ -142,7 +142,7 @@ def _write_table(path, rows):
 
 def main(argv=None):
     """Run the command line `argv`; bad input ends with exit code 2."""
-    cli = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.splitlines()[0])
+    cli = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     cli.add_argument("folder", type=Path, help="folder of the networks")
     with one_line_errors(PROGRAM):
         folder = cli.parse_args(argv).folder

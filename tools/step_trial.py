@@ -3,6 +3,7 @@
 `python -m tools.step_trial` prints the ratio. `fast.precision` runs it in a process of its own.
 """
 
+import argparse
 import statistics
 import time
 
@@ -49,4 +50,6 @@ def speedup(filters=128, batch=25):
 
 
 if __name__ == "__main__":
+    cli = argparse.ArgumentParser("python -m tools.step_trial", description=__doc__)
+    cli.parse_args()
     print(speedup())
