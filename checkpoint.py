@@ -423,7 +423,9 @@ def open_model(path: str | os.PathLike) -> keras.Model:
 
 def _cause(error):
     """One line of what Keras says: the innermost of the errors that it nests."""
-    return str(error).rpartition("Exception encountered: ")[2].partition("\n")[0]
+    cause = str(error).rpartition("Exception encountered: ")[2].partition("\n")[0]
+    # Keras adds whole configurations.
+    return cause if len(cause) <= 300 else f"{cause[:300]}…"
 
 
 def _classes_in(value):

@@ -3,6 +3,12 @@
 `python report.py CHECKPOINT` measures everything and writes the report beside the checkpoint.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    # Until `main` has a line for it, Ctrl-C just ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import dataclasses
 import json

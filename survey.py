@@ -316,6 +316,7 @@ def run(argv):
     require(not args.save or y is not None, "--save needs labels: without them there is no plan")
 
     # Only now, as TensorFlow takes seconds: a wrong argument should be answered at once.
+    import bnn  # noqa: F401 (registers its classes)
     from checkpoint import open_model, save
     from survey_report import html, markdown
 

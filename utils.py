@@ -138,6 +138,8 @@ def one_line_errors(program: str, interrupted: str = "interrupted") -> Iterator[
     """
     _make_output_safe()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
         # Whether the output could be written shows only now.

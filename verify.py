@@ -3,6 +3,12 @@
 python verify.py output/demo/network.packed --data_set digits --epsilon 0.1 --images 100
 """
 
+if __name__ == "__main__":
+    import signal
+
+    # Until `main` has a line for it, Ctrl-C just ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import concurrent.futures
 import functools

@@ -5,12 +5,18 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from fast import precision
 from tools import benchmark
-from utils import NetworkParams, TrainingParams
+from utils import INTERRUPTED, NetworkParams, TrainingParams
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TINY = benchmark.Plan(
     repeats=1,
@@ -108,6 +114,29 @@ def test_a_precision_that_kills_its_process_is_a_row_that_says_so(monkeypatch, n
     monkeypatch.setattr(benchmark, "training_rates", killed)
     (row,) = benchmark.training_rows(dataclasses.replace(TINY, batches=(4,)))
     assert row["what"].endswith("the process died") and "median" not in row
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_no_child_behind(sent):
+    code = """
+import time
+from tools import benchmark
+from utils import one_line_errors
+if __name__ == "__main__":
+    with one_line_errors("prog"):
+        print("started", flush=True)
+        benchmark.in_child(time.sleep, 600)
+"""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options) as process:
+        assert process.stdout.readline() == "started\n"
+        time.sleep(2)  # Until the child sleeps, too.
+        # As a terminal does on Ctrl-C; SIGTERM comes to one process alone.
+        (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
+        # The output ends when the last process has closed it.
+        assert process.communicate(timeout=30)[0] == "\ninterrupted\n"
+    assert process.returncode == INTERRUPTED
 
 
 def test_bfloat16_is_trained_where_there_may_be_some(monkeypatch, no_bfloat16):

@@ -15,6 +15,7 @@ import survey
 import survey_inputs
 import survey_measure
 import walk
+from bnn import BinaryNeuralNetwork, NetworkParams
 from checkpoint import open_model
 from data.load_data import load_data
 from graph_ops import QuantConv2D, QuantDense
@@ -493,6 +494,17 @@ model = keras.Model(inputs, keras.layers.Dense(3)(h))
 model.save("stock.keras")
 np.savez("data.npz", x=x, y=model.predict(x, verbose=0).argmax(1))
 """
+
+
+def test_a_network_of_this_project_is_surveyed_by_the_command(tmp_path):
+    params = NetworkParams(conv=[4], max_pool=[1], fc=[], bin_weights=False, bin_acts=False)
+    BinaryNeuralNetwork((8, 8, 1), 10, params).save(tmp_path / "network.keras")
+    command = [sys.executable, str(ROOT / "survey.py"), "network.keras", "--data_set", "digits"]
+    options = ["--quantizers", "sign", "--images", "50"]
+    run = {"cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run([*command, *options], **run)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "survey.json").read_text())["layers"]) == 2
 
 
 def test_a_stock_model_of_another_process_is_surveyed_by_the_command(tmp_path):

@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -139,8 +140,15 @@ def in_child(function, *args):
         If the process died.
     """
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(function, *args).result()
+    # Ctrl-C reaches both processes; this one says what there is to say.
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with concurrent.futures.ProcessPoolExecutor(1, context, **ignore) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 # --- Matrix products --------------------------------------------------------------------------
