@@ -1,12 +1,12 @@
 """A run's own folder: what belongs to it, who writes to it, and when it may be replaced."""
 
-import fcntl
+import contextlib
 import json
 import os
 import shutil
 from pathlib import Path
 
-from utils import HALF_WRITTEN, require, write_text
+from utils import HALF_WRITTEN, locked, require, write_text
 
 # The trained network; weights and optimizer after the last finished epoch; a row per epoch; the
 # geometry per epoch; what made them; the last epoch's flips.
@@ -39,17 +39,14 @@ class RunFolder:
     def __init__(self, path):
         require(str(path), "--out_dir is empty: name a folder")
         self.path = Path(path)
-        self._lock = None
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         """Let other processes write there again."""
-        if self._lock is not None:
-            # Before it is released: who opened it meanwhile still finds it locked.
-            (self.path / LOCK).unlink(missing_ok=True)
-            self._lock.close()
+        self._lock.close()
 
     def __truediv__(self, name):
         return self.path / name
@@ -102,14 +99,10 @@ class RunFolder:
         """
         self.check(record, resume, overwrite)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK, "w")  # noqa: SIM115 (held until the process ends)
+            refusal = f"another process trains in {self.path}: wait until it ends"
+            self._lock.enter_context(locked(self.path / LOCK, refusal))
         except OSError as error:
             raise ValueError(f"cannot write to --out_dir {self.path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process trains in {self.path}: wait until it ends") from None
         # Another process may have begun, or ended, before the lock was taken.
         kept = self.check(record, resume, overwrite)
         for path in self.path.glob(f"{HALF_WRITTEN}*"):

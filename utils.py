@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import glob
 import hashlib
 import itertools
@@ -101,6 +102,32 @@ def _is_gone(process):
     except OSError:
         pass  # It is somebody else's.
     return False
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock on `path`, which is made and deleted; ends with the process, however that ends.
+
+    Raises
+    ------
+    ValueError
+        With the text `refusal`, if another process holds it.
+    OSError
+        If it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(refusal) from None
+        # Its holder may have deleted it after it was opened here.
+        require(os.fstat(file.fileno()).st_nlink, refusal)
+        try:
+            yield
+        finally:
+            # Before it is released: who opened it meanwhile still finds it locked.
+            path.unlink(missing_ok=True)
 
 
 def require_writable(folder: str | os.PathLike) -> None:

@@ -28,6 +28,7 @@ from packed.program import Product, Program
 from utils import (
     file_digest,
     is_whole,
+    locked,
     number_from,
     one_line_errors,
     radius_of,
@@ -47,6 +48,7 @@ from verification.workers import Worker, search_or_prove
 
 IMAGES, TIME_LIMIT = 100, 120.0
 LONGEST = 10**6  # Seconds, eleven days.
+LOCK = ".verify.lock"
 
 
 # --- One image --------------------------------------------------------------------------------
@@ -297,7 +299,14 @@ def run(argv):
         "in_dim": list(program.in_dim),
         "solver": f"clingo {metadata.version('clingo')}",
     }
-    results = Results(Path(args.out or path.parent), record, args.resume, args.overwrite)
+    folder = Path(args.out or path.parent)
+    options = record, args.resume, args.overwrite
+    Results(folder, *options)  # Whatever is wrong is said before a folder is made.
+    with locked(folder / LOCK, f"another process verifies in {folder}: wait until it ends"):
+        _verify_and_write(args, program, checkpoint, Results(folder, *options))
+
+
+def _verify_and_write(args, program, checkpoint, results):
     data = load_data(args.data_set, args.data_dir)
     images, labels = data.x_test[: args.images], data.y_test[: args.images]
     del data

@@ -202,6 +202,12 @@ def test_a_notebook_opens_what_the_reader_means(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "missing_files", lambda data_set: [])
     newest, older = (trained(output / f"run_{age}", (28, 28, 1), age) for age in (2, 3))
     assert chosen() == newest
+    # A clock that was wrong once makes no run the newest for ever; one that is wrong now, no fault.
+    ahead = trained(output / "run_of_2099", (28, 28, 1), age=1e9 - 4.08e9)
+    assert chosen() == newest
+    for path in (newest, older):
+        os.utime(path, (4.07e9, 4.07e9))
+    assert chosen() == ahead
     monkeypatch.setenv("BNN_CHECKPOINT", str(older))
     assert chosen() == older
 

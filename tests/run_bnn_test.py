@@ -20,7 +20,8 @@ from bnn import BinaryNeuralNetwork, NetworkParams
 from data.load_data import load_data
 from flips import read_flips
 from geometry_log import read_geometry
-from utils import RECIPES, TrainingParams
+from run_folder import LOCK, RunFolder
+from utils import HALF_WRITTEN, RECIPES, TrainingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--data_set", "digits", "--conv", "4", "8", "--max_pool", "0", "1", "--fc", "16"]
@@ -198,6 +199,26 @@ def test_a_wrong_threshold_leaves_an_earlier_run_alone(tmp_path, monkeypatch):
             ]
         )
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def test_a_second_process_in_one_folder_is_refused(tmp_path):
+    folder, record = tmp_path / "run", {"sittings": []}
+    with RunFolder(folder) as first:
+        first.begin(record)
+        # A refusal takes nothing from the first.
+        for _ in range(2):
+            with (
+                RunFolder(folder) as other,
+                pytest.raises(ValueError, match="another process trains in "),
+            ):
+                other.begin(record)
+    # What a killed process left is no obstacle, and is deleted.
+    for left in (LOCK, f"{HALF_WRITTEN}network.keras"):
+        (folder / left).touch()
+    with RunFolder(folder) as third:
+        third.begin(record)
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+    assert not list(folder.iterdir())
 
 
 def test_without_a_run_resume_starts_afresh(tmp_path):

@@ -14,13 +14,13 @@ import pytest
 from random_programs import SHAPES, all_images, random_program, score_table
 
 from packed.program import NEVER, PixelsProduct, Product, Program, Reshape, Scores, Threshold
-from utils import BAD_INPUT, INTERRUPTED, number_from, radius_of
+from utils import BAD_INPUT, INTERRUPTED, locked, number_from, radius_of
 from verification import attack
 from verification.constraints import FALSE, TRUE, Constraints
 from verification.encoding import Encoding
 from verification.results import NOT_ROBUST, ROBUST, UNDECIDED
 from verification.workers import Worker, search_or_prove
-from verify import main, verify
+from verify import LOCK, main, verify
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("clingo", reason="clingo is missing: pip install -r requirements-verify.txt")
@@ -332,6 +332,20 @@ def test_verdicts_are_neither_mixed_nor_lost(digits, tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
     main(command(digits, tmp_path, "--overwrite", images="1"))
     assert len(rows(tmp_path)) == 1
+
+
+def test_a_second_process_in_one_folder_is_refused(digits, tmp_path, capsys):
+    out = tmp_path / "out"
+    with locked(out / LOCK, "first"):
+        with pytest.raises(SystemExit) as stop:
+            main(command(digits, out))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"verify.py: error: another process verifies in {out}: wait until it ends"
+        assert stop.value.code == BAD_INPUT
+    # What a dead process left is no obstacle.
+    (out / LOCK).touch()
+    main(command(digits, out, images="2"))
+    assert len(rows(out)) == 2 and not (out / LOCK).exists()
 
 
 def test_a_missing_solver_is_named(digits, tmp_path, monkeypatch, capsys):
