@@ -217,7 +217,7 @@ def _correlation(a, b):
 # --- Controls ---------------------------------------------------------------------------------
 
 
-def control_measurements(network, floating, x, x_train):
+def control_measurements(network, floating, x, x_train, progress=False):
     """Angles and r of a trained network beside what they are without its training.
 
     Parameters
@@ -229,6 +229,8 @@ def control_measurements(network, floating, x, x_train):
     x, x_train : ndarray, shape (n, height, width, channels)
         Images on which r is measured, and training images, the first `REFIT_IMAGES` of which
         give the untrained network its batch-norm statistics.
+    progress : bool
+        Draw a progress bar?
 
     Returns
     -------
@@ -241,13 +243,13 @@ def control_measurements(network, floating, x, x_train):
     untrained = BinaryNeuralNetwork(network.in_dim, network.out_dim, *params)
     untrained.refit_batch_norm(x_train[:REFIT_IMAGES])
     networks = {"trained": network, "untrained": untrained, "float": floating}
+    networks = {control: one for control, one in networks.items() if one is not None}
     found = {
         control: {
             layer.name: (float(np.nanmean(layer.angles)), layer.weights_dot.r)
             for layer in measure_layers(one, x)
         }
-        for control, one in networks.items()
-        if one is not None
+        for control, one in tqdm(networks.items(), desc="controls", disable=not progress)
     }
     return found | {"shuffled": _shuffled_measurements(network, x)}
 

@@ -242,7 +242,7 @@ def write_controls(output, results, size_name="half"):
     record = read_record(baseline.parent / RECORD)
     data = load_data(record["data_set"], None, record["valid_size"])
     images = data.x_valid[: SIZES[size_name].images]
-    controls = control_measurements(*networks, images, data.x_train)
+    controls = control_measurements(*networks, images, data.x_train, progress=True)
     for control, layers in controls.items():
         for layer, (angle, r) in layers.items():
             figures = {"angle": _rounded(np.degrees(angle)), "r": _rounded(r)}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
+from tqdm import tqdm
 
 import attack
 from data.load_data import load_data
@@ -122,7 +123,7 @@ def geometry_rows(checkpoint, x):
 
 
 def _measured(folder):
-    for checkpoint in sorted(folder.glob("*/network.keras")):
+    for checkpoint in tqdm(sorted(folder.glob("*/network.keras")), "geometry", unit="network"):
         record = (checkpoint.parent / "run.json").read_text(encoding="utf-8")
         data_set = json.loads(record)["data_set"]
         yield from geometry_rows(checkpoint, load_data(data_set).x_test[:MEASURED_IMAGES])
