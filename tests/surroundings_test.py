@@ -68,6 +68,13 @@ def test_a_reader_that_goes_away_ends_the_run_quietly():
     assert done.returncode == 2
 
 
+def test_an_output_that_is_full_is_one_line():
+    command = [sys.executable, "-m", "tools.summary"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr.count("\n") == 1 and "No space left on device" in refusal(done)
+
+
 @pytest.mark.slow
 def test_a_closed_output_changes_nothing(tmp_path):
     code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -107,6 +114,23 @@ def test_help_needs_neither_tensorflow_nor_docstrings(command, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("usage: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["report.py", "{}"],
+        ["attack.py", "{}", "--data_set", "digits", "--epsilon", "0.1"],
+        ["verify.py", "{}", "--data_set", "digits", "--epsilon", "0.1"],
+        ["survey.py", "{}", "--data_set", "digits"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_path_of_thousands_of_characters_is_one_short_line(command):
+    words = [word.format("a" * 4000) for word in command]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    line = refusal(done)
+    assert "File name too long" in line and len(line) < 200
 
 
 @pytest.mark.slow
