@@ -471,7 +471,8 @@ def run_in(
     takes_folder = training.epochs or "out_dir" in args
     flags = "resume" in args, "overwrite" in args
     cluster = cluster_from_environment() if training.epochs else None
-    if takes_folder and (cluster is None or cluster.is_chief) and "resume" not in args:
+    chief = cluster is None or cluster.is_chief
+    if takes_folder and chief and "resume" not in args:
         folder.check(record, *flags)
     data = load_images(args, data_set)
 
@@ -507,6 +508,8 @@ def run_in(
         checkpoint = folder / CHECKPOINT
         if "test_accuracy" in record:
             print(f"the run in {folder.path} is finished: nothing to resume")
+            if not chief:
+                return  # Its checkpoint is with the first worker, perhaps on another machine.
             bnn.load_weights(checkpoint)
             finish(args, bnn, data, checkpoint, folder.path, record["test_accuracy"])
             return
@@ -514,7 +517,6 @@ def run_in(
 
     print(f"{network.kind} network with {bnn.weight_count / 1e6:.2f} million weights on {data_set}")
     if training.epochs:
-        chief = cluster is None or cluster.is_chief
         if chief:
             write_json(folder / RECORD, record)
         train(bnn, data, folder, args, strategy)

@@ -4,7 +4,7 @@ from examples import arguments, command
 
 if __name__ == "__main__":
     # Before TensorFlow is imported, which takes seconds.
-    ARGS = arguments("separable_cifar", epochs=11)
+    ARGS = arguments("separable_cifar", epochs=20)
 
 from examples.training import train_cifar
 

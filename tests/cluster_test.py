@@ -369,7 +369,7 @@ def test_what_the_chief_refuses_all_refuse(uninterrupted, tmp_path):
     processes = workers_on(folders, "--resume", "--seed", "7")
     said = outputs(processes)
     assert [process.returncode for process in processes] == [2, 2], said
-    assert all("another training_params" in error.splitlines()[-1] for _, error in said)
+    assert all("has seed 0, this command 7" in error.splitlines()[-1] for _, error in said), said
 
 
 # --- TF_CONFIG --------------------------------------------------------------------------------
