@@ -34,7 +34,7 @@ from utils import (
     radius_of,
     require,
 )
-from verification import attack
+from verification import square_search
 from verification.results import (
     MISCLASSIFIED,
     NOT_ROBUST,
@@ -127,7 +127,7 @@ def verify(packed, image, label, epsilon, time_limit=TIME_LIMIT, confirm=None, s
     predicted = int(predict(image[None]).argmax())
     if predicted != label:
         return verdict(MISCLASSIFIED)
-    found = attack.search(predict, image, predicted, radius)
+    found = square_search.search(predict, image, predicted, radius)
     exists = found is not None
     if not exists:
         exists, found = solve(image, predicted, radius, time_limit)
@@ -139,7 +139,7 @@ def verify(packed, image, label, epsilon, time_limit=TIME_LIMIT, confirm=None, s
 
 def full_batches(predict, images):
     """Scores of a few images, in a batch of the one size that XLA compiles for."""
-    return predict(np.resize(images, (attack.BATCH, *images.shape[1:])))[: len(images)]
+    return predict(np.resize(images, (square_search.BATCH, *images.shape[1:])))[: len(images)]
 
 
 def check_counterexample(found, image, label, radius, networks):
@@ -316,7 +316,7 @@ def _verify_and_write(args, program, checkpoint, results):
 
     packed, confirm = PackedNetwork(program), None
     if checkpoint.is_file():
-        confirm = float_network(checkpoint, packed, images[: attack.BATCH])
+        confirm = float_network(checkpoint, packed, images[: square_search.BATCH])
     else:
         print(f"no {checkpoint.name} beside it: the packed network alone confirms counterexamples")
     verify_images(

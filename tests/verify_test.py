@@ -15,7 +15,7 @@ from random_programs import SHAPES, all_images, random_program, score_table
 
 from packed.program import NEVER, PixelsProduct, Product, Program, Reshape, Scores, Threshold
 from utils import BAD_INPUT, INTERRUPTED, locked, number_from, radius_of
-from verification import attack
+from verification import square_search
 from verification.constraints import FALSE, TRUE, Constraints
 from verification.encoding import Encoding
 from verification.results import NOT_ROBUST, ROBUST, UNDECIDED
@@ -188,7 +188,7 @@ def test_nothing_changes_without_a_change(packed, images):
 
 
 def test_no_image_that_an_attack_fools_is_called_robust(packed, images):
-    """Random images of the box; the search of `attack` is part of `verify` and shows nothing."""
+    """Random images of the box: `verify` uses `square_search` itself, which would show nothing."""
     rng, robust = np.random.default_rng(0), 0
     radius = radius_of(4 / 255)
     for image, label in zip(images[0][:15], images[1][:15], strict=True):
@@ -378,11 +378,11 @@ def test_the_search_stays_in_the_box():
         return np.tile([1.0, 0.0], (len(x), 1))
 
     image = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
-    assert attack.search(predict, image, 0, 30) is None
+    assert square_search.search(predict, image, 0, 30) is None
     assert np.abs(np.concatenate(seen).astype(int) - image).max() == 30
     # A tie counts for the first class.
-    assert attack.search(lambda x: np.zeros((len(x), 2)), image, 1, 30) is not None
-    assert attack.search(lambda x: np.zeros((len(x), 2)), image, 0, 30) is None
+    assert square_search.search(lambda x: np.zeros((len(x), 2)), image, 1, 30) is not None
+    assert square_search.search(lambda x: np.zeros((len(x), 2)), image, 0, 30) is None
 
 
 def test_units_that_never_change_need_no_solver():
