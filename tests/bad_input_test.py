@@ -266,6 +266,48 @@ TRAINING = {
         "the threshold leaves layer conv_1 without a single non-zero weight (its "
         "largest latent weight is 0.0718): choose a smaller one",
     ),
+    "no data set": ("--data_set missing.npz", "there is no data set missing.npz"),
+    "input_levels": ("--input_levels 3", "argument --input_levels: invalid choice: 3"),
+    "levels rotated": (
+        "--input_levels 2 --rotate_first pca",
+        "input_levels excludes rotate_first and slices: give one",
+    ),
+    "adversarial": (
+        "--adversarial 1.5",
+        "adversarial must be a number at least 0 and at most 1, not 1.5",
+    ),
+    "two lessons": (
+        "--adversarial 0.1 --teacher x.keras",
+        "adversarial and teacher exclude each other: give one",
+    ),
+    "threshold_penalty": (
+        "--threshold_penalty -1",
+        "threshold_penalty must be a number at least 0, not -1.0",
+    ),
+    "pack residual": ("--network residual --pack", "cannot pack: its shortcuts are floats"),
+    "bop_gamma": (
+        "--optimizer bop --bop_gamma 2",
+        "bop_gamma must be a number above 0 and at most 1, not 2.0",
+    ),
+    "bop ternary": (
+        "--optimizer bop --levels 3",
+        "optimizer bop needs binary weights: drop it, or quantize by the sign",
+    ),
+    "freeze": (
+        "--freeze_oscillating 0",
+        "freeze_oscillating must be a number above 0 and at most 1, not 0.0",
+    ),
+    "teacher of other images": (
+        "--teacher results/cifar-10_binary/network.keras",
+        "the teacher results/cifar-10_binary/network.keras takes images of shape (32, 32, 3) "
+        "with 10 classes, this network (8, 8, 1) with 10: take another teacher",
+    ),
+    "with_labels": ("--with_labels", "with_labels needs a teacher: it adds to one"),
+    "temperature": ("--temperature 2", "temperature needs a teacher"),
+    "freeze continuous": (
+        "--freeze_oscillating 0.02 --continuous",
+        "freeze_oscillating needs binary weights: drop it, or quantize by the sign",
+    ),
 }
 OTHERS = {
     "report without a checkpoint": (report, "", "the following arguments are required: checkpoint"),
