@@ -62,8 +62,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes)
-    prefix = half_written_prefix(path.parent)
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+    sweep_half_written(path.parent)
+    names = {"prefix": half_written_prefix(), "suffix": suffix}
+    handle, name = tempfile.mkstemp(**names, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -82,16 +83,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def half_written_prefix(folder: Path) -> str:
-    """How this process's half-written names begin; deletes those of killed ones in `folder`."""
+def half_written_prefix() -> str:
+    """How the names of this process's half-written files and folders begin."""
     # Another machine may write to the same folder: its process numbers say nothing here.
-    start = f"{HALF_WRITTEN}{socket.gethostname()}-"
+    return f"{HALF_WRITTEN}{socket.gethostname()}-{os.getpid()}-"
+
+
+def sweep_half_written(folder: Path) -> None:
+    """Delete what killed processes of this machine have left half-written in `folder`."""
+    start = half_written_prefix().removesuffix(f"{os.getpid()}-")
     for path in folder.glob(f"{glob.escape(start)}*"):
         number = path.name.removeprefix(start).partition("-")[0]
         if number.isdecimal() and _is_gone(int(number)):
             with contextlib.suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return f"{start}{os.getpid()}-"
 
 
 def _is_gone(process):

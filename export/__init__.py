@@ -17,6 +17,7 @@ from utils import (
     half_written_prefix,
     require,
     require_packable,
+    sweep_half_written,
     write_json,
     write_text,
 )
@@ -81,7 +82,8 @@ def export(network, folder, about=None):
     check(getattr(network, "network_params", None), folder)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     parent = folder.absolute().parent
-    half = Path(tempfile.mkdtemp(prefix=half_written_prefix(parent), dir=parent))
+    sweep_half_written(parent)
+    half = Path(tempfile.mkdtemp(prefix=half_written_prefix(), dir=parent))
     try:
         made = _write_all(network, half, about or {})
         half.chmod(0o777 & ~UMASK)
