@@ -14,16 +14,8 @@ import numpy as np
 
 from checkpoint import saved_parameters
 from data.load_data import DATA_SETS, IMAGE_SHAPES, load_data
-from utils import (
-    atomic_path,
-    file_digest,
-    number_from,
-    one_line_errors,
-    radius_of,
-    require,
-    require_writable,
-    write_json,
-)
+from files import atomic_path, file_digest, require_writable, write_json
+from utils import number_from, one_line_errors, radius_of, require
 
 COLUMNS = ("index", "label", "predicted", "verdict")
 TABLE, RECORD = "attack.csv", "attack.json"

@@ -20,7 +20,8 @@ import h5py
 import ml_dtypes  # NumPy's bfloat16; TensorFlow brings it.
 import numpy as np
 
-from utils import NetworkParams, TrainingParams, atomic_path, is_whole, require
+from files import atomic_path
+from utils import NetworkParams, TrainingParams, is_whole, require
 
 if TYPE_CHECKING:
     import keras

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import geometry
-from utils import atomic_path
+from files import atomic_path
 
 # isort: split
 import keras

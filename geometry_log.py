@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 import geometry
+from files import atomic_path
 from measure import layer_weights, measure_layers
 from plotting import figure_pixels, plot_dot_products
-from utils import atomic_path, require
+from utils import require
 
 # isort: split
 import keras

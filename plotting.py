@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import norm
 
 import geometry
-from utils import atomic_path
+from files import atomic_path
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 COLORS = (
@@ -57,7 +57,8 @@ def figure_pixels(figure):
     return pixels
 
 
-def _grid(count, columns=3, size=(2.9, 2.6)):
+def grid(count, columns=3, size=(2.9, 2.6)):
+    """A figure of `count` axes, `size` inches each, and these axes."""
     columns = min(count, columns)
     rows = -(-count // columns)
     figure, axes = plt.subplots(
@@ -81,11 +82,13 @@ def _plain_ticks(axis):
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend_below(figure, axis):
+def legend_below(figure, axis):
+    """Draw the legend of `axis` below the whole figure."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
-def _layer_style(index):
+def layer_style(index):
+    """Colour and line of the layer with this index, told apart from the others'."""
     turn = index // len(COLORS)
     return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[(index + turn) % len(LINES)]}
 
@@ -107,7 +110,7 @@ def plot_straight_through(x, curves, ramp):
     curves : dict
         Name to (forward, gradient), arrays of shape (n,).
     """
-    figure, axes = _grid(len(curves), size=(3.4, 2.7))
+    figure, axes = grid(len(curves), size=(3.4, 2.7))
     for axis, (name, (forward, gradient)) in zip(axes, curves.items(), strict=True):
         axis.plot(x, forward, color=COLORS[0], linewidth=2, label="forward")
         axis.plot(x, ramp, color="black", linestyle=":", label="clip(x, −1, 1)")
@@ -115,7 +118,7 @@ def plot_straight_through(x, curves, ramp):
         axis.set_title(name, loc="left", fontsize=9)
         axis.set_xlabel("x")
     axes[0].set_ylabel("value")
-    _legend_below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -130,30 +133,30 @@ def plot_angle_samples(samples, density=None, moments=None):
     moments : callable, optional
         d to (mean, sd) in radians, drawn as the normal density with these and a line at the mean.
     """
-    figure, axes = _grid(len(samples), size=(2.4, 2.1))
+    figure, axes = grid(len(samples), size=(2.4, 2.1))
     for axis, (d, angles) in zip(axes, samples.items(), strict=True):
         degrees = np.degrees(angles)
         _draw_density(axis, degrees, "auto", color=COLORS[4], label="samples")
-        grid = np.linspace(degrees.min(), degrees.max(), 400)
+        x = np.linspace(degrees.min(), degrees.max(), 400)
         if density is not None:
-            line = np.radians(density(np.radians(grid), d))
-            axis.plot(grid, line, label="theory", **THEORY)
+            line = np.radians(density(np.radians(x), d))
+            axis.plot(x, line, label="theory", **THEORY)
         if moments is not None:
             mean, sd = np.degrees(moments(d))
-            line = norm.pdf(grid, mean, sd)
-            axis.plot(grid, line, label="normal with the theory's mean and sd", **THEORY)
+            line = norm.pdf(x, mean, sd)
+            axis.plot(x, line, label="normal with the theory's mean and sd", **THEORY)
             axis.axvline(mean, label="theory: mean", linestyle="--", **THEORY)
         axis.set_title(f"d = {d}", loc="left", fontsize=9)
         axis.set_xlabel("angle (degrees)")
     axes[0].set_ylabel("density (1/degree)")
-    _legend_below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
 def plot_angle_ranges(binarized, random):
     """Angles to the own sign and to another vector (samples), over all of [0, π], per dimension."""
-    figure, axes = _grid(len(binarized), size=(2.4, 2.1))
-    edges, grid = np.arange(181), np.linspace(0, 180, 1801)
+    figure, axes = grid(len(binarized), size=(2.4, 2.1))
+    edges, x = np.arange(181), np.linspace(0, 180, 1801)
     limit = np.degrees(geometry.binary_angle())
     for axis, d in zip(axes, binarized, strict=True):
         for angles, color, label in (
@@ -161,13 +164,13 @@ def plot_angle_ranges(binarized, random):
             (random[d], COLORS[1], "with another vector"),
         ):
             _draw_density(axis, np.degrees(angles), edges, color=color, alpha=0.75, label=label)
-        line = np.radians(geometry.angle_density(np.radians(grid), d))
-        axis.plot(grid, line, label="theory of the latter", **THEORY)
+        line = np.radians(geometry.angle_density(np.radians(x), d))
+        axis.plot(x, line, label="theory of the latter", **THEORY)
         axis.axvline(limit, color="black", linestyle=":", label=f"d → ∞: {limit:.2f}°")
         axis.set_title(f"d = {d}", loc="left", fontsize=9)
         axis.set(xlabel="angle (degrees)", xlim=(0, 180), xticks=range(0, 181, 45))
     axes[0].set_ylabel("density (1/degree)")
-    _legend_below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -222,7 +225,7 @@ def plot_shapes(samples):
 
 def plot_rotated(samples):
     """Angles of plain and of rotated binarization of an anisotropic Gaussian: pairs of samples."""
-    figure, axes = _grid(len(samples), size=(2.4, 2.3))
+    figure, axes = grid(len(samples), size=(2.4, 2.3))
     edges, limit = np.arange(0, 91, 1.5), np.degrees(geometry.binary_angle())
     for axis, (d, angles) in zip(axes, samples.items(), strict=True):
         for part, name, color in zip(
@@ -233,7 +236,7 @@ def plot_rotated(samples):
         axis.set_title(f"d = {d}", loc="left", fontsize=9)
         axis.set(xlabel="angle (degrees)", xlim=(0, 90), xticks=range(0, 91, 30))
     axes[0].set_ylabel("density (1/degree)")
-    _legend_below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -276,7 +279,7 @@ def plot_ternary(samples, networks):
     rows.set(
         xlabel="angle above the Gaussian theory (degrees)", ylim=(max(len(networks), 1) - 0.5, -0.5)
     )
-    _legend_below(figure, left)
+    legend_below(figure, left)
     return figure
 
 
@@ -398,7 +401,7 @@ def plot_dot_products(layers, which):
     pairs = [getattr(layer, which) for layer in layers]
     shares = [np.ma.masked_equal(one.histogram.T / one.histogram.sum(), 0) for one in pairs]
     norm_of_all = LogNorm(min(map(np.min, shares)), max(map(np.max, shares)))
-    figure, axes = _grid(len(layers))
+    figure, axes = grid(len(layers))
     for layer, axis, one, share in zip(layers, axes, pairs, shares, strict=True):
         image = _draw_pairs(axis, one, share, norm_of_all)
         title = f"{layer.name}: r = {one.r:.3f}, slope {one.slope:.2f}"
@@ -435,7 +438,7 @@ def _draw_pairs(axis, pairs, share, colors):
 
 def plot_weights(layers):
     """Distribution of the latent weights, layer by layer, with the share that sits at ±1."""
-    figure, axes = _grid(len(layers))
+    figure, axes = grid(len(layers))
     for layer, axis in zip(layers, axes, strict=True):
         w, deviation = layer.wc.ravel(), layer.wc.std()
         limit = min(1.0, np.abs(w).max())
@@ -449,7 +452,7 @@ def plot_weights(layers):
             fontsize=8,
         )
         axis.set(xlabel="latent weight w$^c$", ylabel="density")
-    _legend_below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -511,7 +514,7 @@ def plot_spectra(layers):
     for i, layer in enumerate(layer for layer in layers if layer.spectrum is not None):
         shares = np.cumsum(layer.spectrum) / layer.spectrum.sum()
         label = f"{layer.name}, d = {layer.fan_in}"
-        axis.plot(np.arange(1, len(shares) + 1), shares, label=label, **_layer_style(i))
+        axis.plot(np.arange(1, len(shares) + 1), shares, label=label, **layer_style(i))
     axis.set(
         xlabel="principal axes of the input patches",
         ylabel="share of the variance",
@@ -547,30 +550,6 @@ def plot_filters(layer, count=32):
                 (pixels + 1) / 2, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
             )
     figure.suptitle(f"{layer.name}: r of the unit, w$^c$, w$^b$", fontsize=9)
-    return figure
-
-
-def plot_counterexample(image, found, label, predicted):
-    """An image, the image that gets another label, and where they differ.
-
-    Parameters
-    ----------
-    image, found : ndarray of uint8, shape (rows, columns, 1 or 3)
-    label, predicted : int
-        What the network calls each of them.
-    """
-    figure, axes = _grid(3, size=(1.7, 2.0))
-    change = found.astype(int) - image
-    most = np.abs(change).max()
-    pictures = (
-        (image, f"{label}"),
-        (found, f"{predicted}"),
-        ((change / most + 1) / 2, f"change, at most {most}/255"),
-    )
-    for axis, (picture, title) in zip(axes, pictures, strict=True):
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype == float else 255)
-        axis.set_title(title, fontsize=8)
-        axis.set_axis_off()
     return figure
 
 
@@ -625,98 +604,7 @@ def plot_substitution(accuracies, images):
     left.set_ylabel("w$^c$ in place of w$^b$ in")
     left.invert_yaxis()
     right.set_xlabel("test accuracy (%), batch norm re-estimated")
-    _legend_below(figure, right)
-    return figure
-
-
-def plot_drift(edges, layers, least=100):
-    """Mean change per step of a latent weight's distance from the threshold, by that distance.
-
-    Parameters
-    ----------
-    edges : ndarray, shape (cells + 1,)
-        From `flips.drift_distances`.
-    layers : dict
-        From `flips.read_flips`.
-    least : int
-        Weights and steps that a cell must be a mean of, to be drawn.
-    """
-    figure, axis = plt.subplots(figsize=(6.2, 3.2))
-    for index, (name, found) in enumerate(layers.items()):
-        # A gap where there are too few, no line across it.
-        drift = np.where(found["drift_count"] >= least, found["drift"], np.nan)
-        middle = (edges[1:] + edges[:-1]) / 2
-        axis.plot(middle, drift, label=name, marker=".", **_layer_style(index))
-    axis.axhline(0, **THEORY)
-    axis.set_xscale("log")
-    axis.set_xlabel("distance from the threshold")
-    axis.set_ylabel("drift per step\n(positive: away from it)")
-    _legend_below(figure, axis)
-    return figure
-
-
-def plot_controls(controls):
-    """Angle and r of each layer of a trained network, and of its controls: four bars a layer.
-
-    Parameters
-    ----------
-    controls : dict
-        From `experiments.control_measurements`.
-    """
-    titles = {
-        "trained": "trained",
-        "untrained": "not trained",
-        "float": "trained as floats, binarized after",
-        "shuffled": "trained, weights of each unit shuffled",
-    }
-    names = list(controls["trained"])
-    figure, axes = plt.subplots(2, 1, figsize=(1.0 + 0.8 * len(names), 4.6), sharex=True)
-    width, places = 0.8 / len(controls), np.arange(len(names))
-    for index, (control, layers) in enumerate(controls.items()):
-        values = np.array([layers[name] for name in names])
-        left = places + (index - (len(controls) - 1) / 2) * width
-        style = {"width": width, "color": COLORS[index], "label": titles[control]}
-        axes[0].bar(left, np.degrees(values[:, 0]), **style)
-        axes[1].bar(left, values[:, 1], **style)
-    axes[0].axhline(np.degrees(geometry.binary_angle()), **THEORY)
-    axes[0].set_ylabel("mean angle (°)")
-    axes[1].set_ylabel("r of A·w$^c$ with A·w$^b$")
-    axes[1].axhline(np.cos(geometry.binary_angle()), **THEORY)
-    axes[1].set_xticks(places, names)
-    axes[0].set_title("Black: Gaussian weights, 37.07°, and its cosine", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    return figure
-
-
-def plot_verified(rows):
-    """Verified accuracy of each network against ε, below its attacked accuracy.
-
-    The truth lies in the band between them: what is undecided is in it. Bars are one sampling
-    error.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-        With `network`, `epsilon`, `images`, and the shares `natural`, `attacked` and `verified`;
-        see `tools.robustness`.
-    """
-    figure, axis = plt.subplots(figsize=(5.4, 3.4))
-    for number, network in enumerate(dict.fromkeys(row["network"] for row in rows)):
-        own = sorted((row for row in rows if row["network"] == network), key=lambda r: r["epsilon"])
-        color = COLORS[number % len(COLORS)]
-        first = own[0]
-        # Within no change the natural accuracy is both.
-        values = [(0.0, first["natural"], first["natural"], first["images"])]
-        values += [(r["epsilon"], r["verified"], r["attacked"], r["images"]) for r in own]
-        epsilon, verified, attacked, images = np.array(values, float).T
-        axis.fill_between(epsilon, 100 * verified, 100 * attacked, color=color, alpha=0.2)
-        error = 100 * np.sqrt(verified * (1 - verified) / images)
-        style = {"color": color, "marker": MARKERS[number % len(MARKERS)], "capsize": 2}
-        axis.errorbar(epsilon, 100 * verified, yerr=error, label=network, **style)
-    axis.set(xlabel="ε, on the scale of pixels from 0 to 1", ylabel="verified accuracy (%)")
-    axis.set(xlim=(0, None), ylim=(0, 101))
-    _legend_below(figure, axis)
+    legend_below(figure, right)
     return figure
 
 
@@ -731,7 +619,7 @@ def plot_angle_history(rows):
         epochs = [row["epochs"] for row in own]
         for key, axis in axes.items():
             values = [row["angle" if key == "angle" else "r"] for row in own]
-            axis.plot(epochs, values, label=name, **_layer_style(i))
+            axis.plot(epochs, values, label=name, **layer_style(i))
     start = np.median([row["angle"] for row in rows if row["epochs"] == rows[0]["epochs"]])
     gaussian = np.degrees(geometry.binary_angle())
     # Of the sign: other quantizers do not start at the angle of uniform weights with it.
@@ -767,59 +655,6 @@ CAPTIONS = {
         (Path(__file__).parent / "templates" / "captions.toml").read_text(encoding="utf-8")
     ).items()
 }
-
-
-def plot_over_time(panels):
-    """r at each time step of recurrent networks: lines are means over seeds, bands their range.
-
-    Parameters
-    ----------
-    panels : dict
-        By title a dict of (steps, values): by kind of network the time steps, shape (steps,), and
-        r, shape (seeds, steps).
-    """
-    figure, axes = _grid(len(panels), columns=2, size=(3.6, 2.7))
-    kinds = list(dict.fromkeys(kind for lines in panels.values() for kind in lines))
-    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        for kind, (steps, values) in lines.items():
-            style = _layer_style(kinds.index(kind))
-            axis.plot(steps, np.mean(values, axis=0), label=kind, **style)
-            band = np.min(values, axis=0), np.max(values, axis=0)
-            axis.fill_between(steps, *band, color=style["color"], alpha=0.2, linewidth=0)
-        axis.set_title(title, loc="left", fontsize=9)
-        axis.set(xlabel="time step", ylabel="r")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    _legend_below(figure, axes[0])
-    return figure
-
-
-def plot_energy(rows):
-    """Bytes that one image moves, and the energy of its operations, network by network.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-        As `tools.energy` writes them, numbers as numbers.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.4))
-    names = [row["network"] for row in rows]
-    places = np.arange(len(rows))
-    for shift, part, hatch in ((-0.2, "weights", ""), (0.2, "activations", "//")):
-        values = [row[f"bytes of {part}"] / 1e6 for row in rows]
-        bars = left.barh(places + shift, values, 0.38, label=part, hatch=hatch, edgecolor="white")
-        left.bar_label(bars, fmt=_short, padding=2, fontsize=7)
-    bars = right.barh(places, [row["µJ computing"] for row in rows], 0.5, color=COLORS[2])
-    right.bar_label(bars, fmt=_short, padding=2, fontsize=7)
-    for axis, label in ((left, "MB moved"), (right, "energy of the operations (µJ)")):
-        axis.set(xscale="log", xlabel=label, yticks=places, yticklabels=names)
-        axis.invert_yaxis()
-        axis.margins(x=0.15)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
-    return figure
-
-
-def _short(value):
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def run_figures(layers, folder, history=(), rotation=None, substitution=None, images=None):

@@ -23,15 +23,8 @@ import geometry
 from checkpoint import saved_parameters
 from claims import derived, judge, table, tally
 from data.load_data import DATA_SETS, data_md5, images_and_classes, load_data, missing_files
-from utils import (
-    atomic_path,
-    file_digest,
-    one_line_errors,
-    require,
-    require_writable,
-    write_json,
-    write_text,
-)
+from files import atomic_path, file_digest, require_writable, write_json, write_text
+from utils import one_line_errors, require
 
 # isort: split
 import numpy as np

@@ -33,6 +33,7 @@ from data.load_data import (
 from distribute.cluster import WEIGHTS, cluster_from_environment
 from export import FORMATS
 from export import check as check_export
+from files import file_digest, write_json
 from run_folder import (
     CHECKPOINT,
     FLIPS,
@@ -50,13 +51,11 @@ from utils import (
     RECIPES,
     NetworkParams,
     TrainingParams,
-    file_digest,
     one_line_errors,
     require,
     require_flips,
     require_packable,
     require_size,
-    write_json,
 )
 
 # isort: split

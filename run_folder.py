@@ -6,7 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from utils import HALF_WRITTEN, locked, require, write_text
+from files import HALF_WRITTEN, locked, write_text
+from utils import require
 
 # The trained network; weights and optimizer after the last finished epoch; a row per epoch; the
 # geometry per epoch; what made them; the last epoch's flips.

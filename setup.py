@@ -15,13 +15,16 @@ PACKAGE = "bnn_geometry"
 # What runs only in the repository is left out: command lines, reports, data sets.
 MODULES = (
     "adversarial",
+    "batch_norm",
     "bnn",
     "checkpoint",
     "experiments",
+    "files",
     "flips",
     "geometry_log",
     "graph_ops",
     "measure",
+    "networks",
     "optimizers",
     "plotting",
     "products",

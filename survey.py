@@ -16,7 +16,8 @@ import zlib
 from pathlib import Path
 
 from data.load_data import DATA_SETS, load_data
-from utils import one_line_errors, require, require_writable, write_json, write_text
+from files import require_writable, write_json, write_text
+from utils import one_line_errors, require
 
 # isort: split
 import numpy as np

@@ -24,16 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data.load_data import DATA_SETS, IMAGE_SHAPES, NUM_CLASSES, load_data
+from files import file_digest, locked
 from packed.program import Product, Program
-from utils import (
-    file_digest,
-    is_whole,
-    locked,
-    number_from,
-    one_line_errors,
-    radius_of,
-    require,
-)
+from utils import is_whole, number_from, one_line_errors, radius_of, require
 from verification import square_search
 from verification.results import (
     MISCLASSIFIED,
@@ -278,8 +271,8 @@ def run(argv):
         require(getattr(args, name) >= 1, f"--{name} must be at least 1")
     require(not (args.resume and args.overwrite), "--resume and --overwrite exclude each other")
     require(path.suffix != ".keras", f"{path} is a checkpoint: pack it with run_bnn.py --pack")
-    require_solver()
     program = Program.load(path)
+    require_solver()
     shape = IMAGE_SHAPES[args.data_set]
     require(
         (program.in_dim, program.out_dim) == (shape, NUM_CLASSES),

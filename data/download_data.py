@@ -22,7 +22,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.load_data import ARCHIVES, DATA_SETS, MD5, MIRRORS, data_folder, ways_out
-from utils import atomic_path, file_digest, one_line_errors, require
+from files import atomic_path, file_digest
+from utils import one_line_errors, require
 
 TIMEOUT = 30  # seconds without a byte
 

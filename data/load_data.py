@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import file_digest, is_whole, require
+from files import file_digest
+from utils import is_whole, require
 
 IMAGE_SHAPES = {"cifar-10": (32, 32, 3), "MNIST": (28, 28, 1), "digits": (8, 8, 1)}
 NUM_CLASSES = 10

@@ -5,7 +5,7 @@ import time
 from data.load_data import load_data
 from fast.batches import training_batches
 from fast.precision import choose_precision
-from utils import atomic_path, write_json
+from files import atomic_path, write_json
 
 # isort: split
 import keras

@@ -11,16 +11,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from utils import (
+from files import (
     HALF_WRITTEN,
     UMASK,
     half_written_prefix,
-    require,
-    require_packable,
     sweep_half_written,
     write_json,
     write_text,
 )
+from utils import require, require_packable
 
 # What tells that a folder is an export, and may be replaced by another.
 RECORD = "export.json"

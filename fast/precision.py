@@ -10,6 +10,7 @@ import sys
 from importlib import metadata
 
 import utils  # First: its settings are read when TensorFlow is imported.
+from files import write_json
 
 # isort: split
 import tensorflow as tf
@@ -68,7 +69,7 @@ def bfloat16_speedup():
         printed = _child("-m", "tools.step_trial")
         kept[key] = float(printed.split()[-1]) if printed else 0.0
         with contextlib.suppress(OSError):  # Without a home the next training tries again.
-            utils.write_json(path, kept)
+            write_json(path, kept)
     return kept[key]
 
 

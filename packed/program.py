@@ -21,7 +21,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from utils import NetworkParams, atomic_path, frozen, is_whole, require, require_packable
+from files import atomic_path
+from utils import NetworkParams, frozen, is_whole, require, require_packable
 
 # Of a file. Raised whenever its contents change their meaning: 3 has more kinds of steps than 2.
 FORMAT = 3

@@ -704,8 +704,10 @@ CALLS = {
         "float32 images must hold 2u/255 − 1 for whole numbers u",
     ),
     "compiled of floats": (
-        lambda n: compile_model(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])),
-        "cannot pack: the inputs of sequential are no uint8 images of one size",
+        lambda n: compile_model(
+            keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="floats")
+        ),
+        "cannot pack: the inputs of floats are no uint8 images of one size",
     ),
     "opened missing": (
         lambda n: checkpoint.open_model("nowhere.keras"),

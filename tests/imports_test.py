@@ -9,8 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top. A module imports those of earlier lines, and of its own folder.
 FLOORS = (
     ("utils",),
+    ("files",),
     ("geometry", "fast"),
     ("straight_through",),
+    ("batch_norm",),
     ("graph_ops",),
     ("quantizers", "products"),
     ("walk",),
@@ -18,8 +20,10 @@ FLOORS = (
     ("adversarial",),
     ("training", "packed"),
     ("export",),
+    ("networks",),
     ("bnn",),
     ("plotting", "run_folder", "page"),
+    ("experiment_figures",),
     ("measure", "survey_figures", "survey_inputs"),
     ("experiments", "geometry_log", "survey_measure"),
     ("claims", "survey_plan", "survey_report"),

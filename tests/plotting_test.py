@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import StepPatch
 
+import experiment_figures
 import geometry
 import plotting
 
@@ -420,7 +421,7 @@ def test_filters_stand_above_their_signs_in_the_order_of_r(rng, channels):
 def test_lines_over_time_are_means_and_bands_ranges():
     values = np.array([[0.7, 0.8], [0.9, 1.0]])
     panels = {"state": {"binary": ([2, 3], values)}, "input": {"float": ([2, 3], values)}}
-    figure = plotting.plot_over_time(panels)
+    figure = experiment_figures.plot_over_time(panels)
     figure.canvas.draw()
     for axis in figure.axes[:2]:
         (drawn_line,) = axis.lines
@@ -431,7 +432,7 @@ def test_lines_over_time_are_means_and_bands_ranges():
 
 def test_energy_bars_are_bytes_and_microjoules():
     row = {"network": "x", "bytes of weights": 2e6, "bytes of activations": 3e5, "µJ computing": 7}
-    figure = plotting.plot_energy([row, row])
+    figure = experiment_figures.plot_energy([row, row])
     figure.canvas.draw()
     left, right = figure.axes
     assert [bar.get_width() for bar in left.patches] == pytest.approx([2, 2, 0.3, 0.3])
@@ -484,7 +485,7 @@ def test_angle_history_draws_a_line_a_layer():
 
 
 def test_layers_never_share_a_style_within_forty_nor_a_colour_within_ten():
-    for style in (plotting._layer_style, plotting._layer_marker):
+    for style in (plotting.layer_style, plotting._layer_marker):
         assert len({tuple(style(i).values()) for i in range(40)}) == 40
         assert len({style(i)["color"] for i in range(10)}) == 10
 
@@ -531,7 +532,9 @@ def test_the_same_figure_is_the_same_file(tmp_path):
 def test_controls_are_bars_of_degrees_and_r():
     layers = {"conv_1": (0.6, 0.5), "fc_1": (0.5, 0.9)}
     half = {name: (angle / 2, r / 2) for name, (angle, r) in layers.items()}
-    figure = plotting.plot_controls({"trained": layers, "untrained": half, "shuffled": layers})
+    figure = experiment_figures.plot_controls(
+        {"trained": layers, "untrained": half, "shuffled": layers}
+    )
     angles, correlations = ([bar.get_height() for bar in axis.patches] for axis in figure.axes)
     expected = np.degrees([0.6, 0.5, 0.3, 0.25, 0.6, 0.5])
     np.testing.assert_allclose(angles, expected)
@@ -542,7 +545,7 @@ def test_controls_are_bars_of_degrees_and_r():
 def test_drift_is_drawn_where_there_are_enough_weights():
     edges = np.array([0.0, 0.1, 0.3, 0.6])
     found = {"drift": np.array([-1.0, 2.0, 9.0]), "drift_count": np.array([500, 100, 99])}
-    figure = plotting.plot_drift(edges, {"conv_1": found})
+    figure = experiment_figures.plot_drift(edges, {"conv_1": found})
     line = figure.axes[0].lines[0]
     np.testing.assert_allclose(line.get_xdata(), [0.05, 0.2, 0.45])
     np.testing.assert_array_equal(line.get_ydata(), [-1, 2, np.nan])

@@ -19,8 +19,8 @@ import report
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
 from data.load_data import IMAGE_SHAPES, data_md5, load_data
+from files import write_json
 from plotting import CAPTIONS
-from utils import write_json
 
 RESULTS = Path(report.__file__).parent / "results"
 SLOW = (pytest.param(kind, marks=pytest.mark.slow) for kind in ("ternary", "rotated"))

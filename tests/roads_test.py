@@ -10,9 +10,9 @@ import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
 from data.load_data import data_md5, load_data
 from experiments import correlations_over_time, drift_over_time
+from files import write_json
 from graph_ops import LogicMerge, PixelSlices, ShiftBatchNormalization
 from measure import measure_layers
-from utils import write_json
 
 # isort: split
 import keras

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bnn import BinaryNeuralNetwork, NetworkParams
-from plotting import plot_verified
+from experiment_figures import plot_verified
 from tools import robustness
 
 VERDICTS = ["robust"] * 5 + ["not robust"] * 2 + ["undecided", "misclassified", "robust"]

@@ -18,10 +18,11 @@ import report
 import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams
 from data.load_data import load_data
+from files import HALF_WRITTEN
 from flips import read_flips
 from geometry_log import read_geometry
 from run_folder import LOCK, RunFolder
-from utils import HALF_WRITTEN, RECIPES, TrainingParams
+from utils import RECIPES, TrainingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--data_set", "digits", "--conv", "4", "8", "--max_pool", "0", "1", "--fc", "16"]

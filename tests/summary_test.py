@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from files import write_json, write_text
 from tools import numbers, summary
-from utils import write_json, write_text
 
 ROOT = Path(__file__).parent.parent
 

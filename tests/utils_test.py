@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import files
 import utils
 from utils import NetworkParams, TrainingParams
 
@@ -17,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_atomic_path_replaces_the_file(tmp_path):
     target = tmp_path / "new" / "file.txt"
-    utils.write_text(target, "first")
-    utils.write_text(target, "second")
+    files.write_text(target, "first")
+    files.write_text(target, "second")
     assert target.read_text() == "second"
     assert list(target.parent.iterdir()) == [target]
     assert stat.S_IMODE(target.stat().st_mode) & 0o400
@@ -26,8 +27,8 @@ def test_atomic_path_replaces_the_file(tmp_path):
 
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "file.txt"
-    utils.write_text(target, "old")
-    with pytest.raises(RuntimeError), utils.atomic_path(target) as temporary:
+    files.write_text(target, "old")
+    with pytest.raises(RuntimeError), files.atomic_path(target) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old"
@@ -36,29 +37,29 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_swept(tmp_path):
     code = f"""
-import os, sys, utils
-with utils.atomic_path({str(tmp_path / "file.txt")!r}) as temporary:
+import os, files
+with files.atomic_path({str(tmp_path / "file.txt")!r}) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(utils.HALF_WRITTEN)
+    assert left.name.startswith(files.HALF_WRITTEN)
     beside = tmp_path / "beside"
-    with utils.atomic_path(tmp_path / "file.txt") as living:
+    with files.atomic_path(tmp_path / "file.txt") as living:
         # What a living process writes, another machine wrote, or means nothing, stays.
-        strangers = {f"{utils.HALF_WRITTEN}elsewhere-1-a", f"{utils.HALF_WRITTEN}b"}
+        strangers = {f"{files.HALF_WRITTEN}elsewhere-1-a", f"{files.HALF_WRITTEN}b"}
         for name in strangers:
             (tmp_path / name).touch()
-        utils.write_text(beside, "")
+        files.write_text(beside, "")
         found = {path.name for path in tmp_path.iterdir()}
     assert found == {living.name, beside.name, *strangers}
 
 
 @pytest.mark.parametrize("number", ["9" * 30, "2147483647"])
 def test_a_number_of_no_process_is_swept(number, tmp_path):
-    (tmp_path / f"{utils.HALF_WRITTEN}{socket.gethostname()}-{number}-x").touch()
-    utils.write_text(tmp_path / "file.txt", "")
+    (tmp_path / f"{files.HALF_WRITTEN}{socket.gethostname()}-{number}-x").touch()
+    files.write_text(tmp_path / "file.txt", "")
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 

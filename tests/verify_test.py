@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from random_programs import SHAPES, all_images, random_program, score_table
 
+from files import locked
 from packed.program import NEVER, PixelsProduct, Product, Program, Reshape, Scores, Threshold
-from utils import BAD_INPUT, INTERRUPTED, locked, number_from, radius_of
+from utils import BAD_INPUT, INTERRUPTED, number_from, radius_of
 from verification import square_search
 from verification.constraints import FALSE, TRUE, Constraints
 from verification.encoding import Encoding

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from files import atomic_path
 from run_folder import CHECKPOINT, FLIPS, GEOMETRY, HISTORY, RECORD, read_record
-from utils import atomic_path, one_line_errors, require
+from utils import one_line_errors, require
 
 PROGRAM = "python -m tools.arms"
 ROOT = Path(__file__).parent.parent
@@ -235,8 +236,9 @@ def write_controls(output, results, size_name="half"):
         return
     from bnn import BinaryNeuralNetwork
     from data.load_data import load_data
+    from experiment_figures import plot_controls
     from experiments import control_measurements
-    from plotting import plot_controls, save_figure
+    from plotting import save_figure
 
     networks = map(BinaryNeuralNetwork.load, (baseline, floating))
     record = read_record(baseline.parent / RECORD)
@@ -259,8 +261,9 @@ def write_drift(output, results, size_name="half"):
     flips = ROOT / output / f"baseline_seed{SEEDS[0]}" / FLIPS
     if path.exists() or not flips.exists():
         return
+    from experiment_figures import plot_drift
     from flips import drift_distances, read_flips
-    from plotting import plot_drift, save_figure
+    from plotting import save_figure
 
     edges, layers = drift_distances(), read_flips(flips)[1]
     rows = [

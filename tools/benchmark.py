@@ -31,15 +31,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from utils import (
-    RECIPES,
-    NetworkParams,
-    TrainingParams,
-    one_line_errors,
-    require,
-    require_writable,
-    write_json,
-)
+from files import require_writable, write_json
+from utils import RECIPES, NetworkParams, TrainingParams, one_line_errors, require
 
 PROGRAM = "python -m tools.benchmark"
 PARTS = ("training", "matmul", "inference")

@@ -27,8 +27,9 @@ from pathlib import Path
 
 import walk
 from bnn import BinaryNeuralNetwork, NetworkParams
+from files import atomic_path
 from graph_ops import LogicMerge, PixelSlices, Sign
-from utils import atomic_path, one_line_errors
+from utils import one_line_errors
 
 # isort: split
 import keras

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import NetworkParams, atomic_path, one_line_errors, require
+from files import atomic_path
+from utils import NetworkParams, one_line_errors, require
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"

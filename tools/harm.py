@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
+from files import atomic_path
 from survey import ALL as EVERY
 from survey import PREDICTORS, rank_correlations
 from survey_figures import plot_harm
 from survey_report import correlation_table, grid
-from utils import atomic_path, one_line_errors
+from utils import one_line_errors
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "survey"
 ALL = "all models"

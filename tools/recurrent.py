@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from data.load_data import IMAGE_SHAPES, load_data
+from files import atomic_path
 from tools.arms import add_row, rows_of
-from utils import NetworkParams, TrainingParams, atomic_path, one_line_errors
+from utils import NetworkParams, TrainingParams, one_line_errors
 
 # isort: split
 from tabulate import tabulate
@@ -139,7 +140,7 @@ def table(rows, data_set, network="gru"):
 
 
 def over_time(rows, data_set, network="gru"):
-    """The panels of `plotting.plot_over_time`, of the rows of recurrent_time.csv."""
+    """The panels of `experiment_figures.plot_over_time`, of the rows of recurrent_time.csv."""
     titles = {
         f"{network}_1_input": "A·w$^c$ and A·w$^b$ of the input",
         f"{network}_1_state": "A·w$^c$ and A·w$^b$ of the state",

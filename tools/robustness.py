@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 import attack
 from data.load_data import load_data
-from utils import atomic_path, one_line_errors, require
+from files import atomic_path
+from utils import one_line_errors, require
 from verification import results
 
 PROGRAM = "python -m tools.robustness"
@@ -148,7 +149,8 @@ def main(argv=None):
     with one_line_errors(PROGRAM):
         folder = cli.parse_args(argv).folder
         rows, layers = summaries(folder), list(_measured(folder))
-        from plotting import plot_verified, save_figure
+        from experiment_figures import plot_verified
+        from plotting import save_figure
 
         _write_table(folder / "accuracy.csv", rows)
         save_figure(plot_verified(rows), folder, "verified")

@@ -14,8 +14,9 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from plotting import plot_counterexample
-from utils import atomic_path, require, require_writable, write_json, write_text
+from experiment_figures import plot_counterexample
+from files import atomic_path, require_writable, write_json, write_text
+from utils import require
 
 ROBUST, NOT_ROBUST, UNDECIDED, MISCLASSIFIED = VERDICTS = (
     "robust",
