@@ -92,7 +92,7 @@ def number_from(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text[:60]} is no number") from None
 
 
-def radius_of(epsilon):
+def radius_of(epsilon: float) -> int:
     """How many of 255 grey levels are within `epsilon` on the scale from 0 to 1.
 
     Raises

@@ -3,13 +3,20 @@
 import utils  # noqa: F401 (first: its settings are read when TensorFlow is imported)
 
 # isort: split
+import numpy as np
 import tensorflow as tf
 
 # Pixels that `--augment crop-flip` shifts an image by at most.
 LARGEST_SHIFT = 4
 
 
-def augmented(images, kind, seed, batch_size=None, first=0):
+def augmented(
+    images: tf.Tensor,
+    kind: str,
+    seed: tf.Tensor,
+    batch_size: int | None = None,
+    first: int | tf.Tensor = 0,
+) -> tf.Tensor:
     """Images as they might as well have been taken.
 
     Parameters
@@ -49,8 +56,16 @@ BATCHES_AHEAD = 4
 
 
 def training_batches(
-    x, y, batch_size, seed, epochs, initial_epoch=0, augment=None, replicas=1, own=None
-):
+    x: np.ndarray,
+    y: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    initial_epoch: int = 0,
+    augment: str | None = None,
+    replicas: int = 1,
+    own: range | None = None,
+) -> tf.data.Dataset:
     """All batches of a training, epoch after epoch, each epoch in a shuffled order of its own.
 
     Order and augmentation depend on (seed, epoch) alone, so a training that resumes at
@@ -102,7 +117,7 @@ def training_batches(
     return _untuned(epochs_left.flat_map(batches_of).prefetch(BATCHES_AHEAD))
 
 
-def batches_in_order(*arrays, batch_size):
+def batches_in_order(*arrays: np.ndarray, batch_size: int) -> tf.data.Dataset:
     """The arrays (images, or images and labels) from first to last, as Keras infers and validates.
 
     Parameters

@@ -14,7 +14,9 @@ XLA compiles once for each that it meets: pad the last, partial batch.
 """
 
 import collections
+import os
 import pathlib
+from collections.abc import Iterable, Sequence
 
 from fast import compiled
 
@@ -61,7 +63,7 @@ def _pack_pair(first, second):
 
 
 @compiled
-def pack_bits(x):
+def pack_bits(x: tf.Tensor | np.ndarray) -> tf.Tensor:
     """Pack the signs of the last axis into words.
 
     Parameters
@@ -77,7 +79,7 @@ def pack_bits(x):
 
 
 @compiled
-def pack_ternary(x):
+def pack_ternary(x: tf.Tensor | np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
     """Pack values in {−1, 0, +1} into the planes (nonzero, sign), each as from `pack_bits`.
 
     Bits of `nonzero` are 1 where x ≠ 0, bits of `sign` where x > 0.
@@ -86,7 +88,7 @@ def pack_ternary(x):
 
 
 @compiled
-def threshold_bits(products, thresholds):
+def threshold_bits(products: tf.Tensor, thresholds: tf.Tensor) -> tf.Tensor:
     """Pack sign(products − thresholds), the activation that follows a layer, into words.
 
     Parameters
@@ -105,7 +107,9 @@ def threshold_bits(products, thresholds):
 
 
 @compiled
-def threshold_ternary(products, lower, upper):
+def threshold_ternary(
+    products: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Pack the ternary activation: +1 where products ≥ upper, −1 where products ≤ lower, else 0.
 
     Returns
@@ -116,13 +120,13 @@ def threshold_ternary(products, lower, upper):
     return _pack_pair(positive | (products <= lower), positive)
 
 
-def pack_flags(flags):
+def pack_flags(flags: tf.Tensor) -> tf.Tensor:
     """Pack booleans, shape (..., depth), into words as `pack_bits` does."""
     return _pack(flags)
 
 
 @compiled
-def threshold_shortcut(products, bits, thresholds):
+def threshold_shortcut(products: tf.Tensor, bits: tf.Tensor, thresholds: tf.Tensor) -> tf.Tensor:
     """`threshold_bits` where bits of a shortcut choose between two thresholds.
 
     Parameters
@@ -140,7 +144,7 @@ def threshold_shortcut(products, bits, thresholds):
 
 
 @compiled
-def arrange_kernel(bits):
+def arrange_kernel(bits: tf.Tensor) -> tf.Tensor:
     """Lay packed weights out for the inner loop: units in blocks of 32, block by block.
 
     Parameters
@@ -169,7 +173,7 @@ def _popcount(words):
     return tf.cast(tf.raw_ops.PopulationCount(x=words), tf.int64)
 
 
-def has_vector_popcount(cpuinfo="/proc/cpuinfo"):
+def has_vector_popcount(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> bool:
     """Does the processor count the bits of a whole vector register in one instruction?
 
     Parameters
@@ -186,7 +190,7 @@ def has_vector_popcount(cpuinfo="/proc/cpuinfo"):
 VECTOR_POPCOUNT = has_vector_popcount()
 
 
-def total_popcount(words):
+def total_popcount(words: Iterable[tf.Tensor]) -> tf.Tensor:
     """How many bits of all `words` together are 1, lane by lane."""
     if VECTOR_POPCOUNT:
         return sum(map(_popcount, words))
@@ -206,7 +210,7 @@ def total_popcount(words):
     return sum(_popcount(word) * 2**level for level, words in pending.items() for word in words)
 
 
-def output_size(size, taps, stride, padding):
+def output_size(size: int, taps: int, stride: int, padding: str) -> int:
     """How many positions a convolution has along one axis, by TensorFlow's rules.
 
     Parameters
@@ -322,7 +326,14 @@ def _counted_in_padding(kernel, channels, sizes, strides):
 
 
 @compiled
-def xnor_conv2d(images, kernel, channels, filters, strides=(1, 1), padding="same"):
+def xnor_conv2d(
+    images: tf.Tensor,
+    kernel: tf.Tensor,
+    channels: int,
+    filters: int,
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "same",
+) -> tf.Tensor:
     """Convolve packed ±1 images with packed ±1 weights.
 
     A fully connected layer is a 1×1 convolution of 1×1 images.
@@ -368,7 +379,13 @@ def xnor_conv2d(images, kernel, channels, filters, strides=(1, 1), padding="same
 
 
 @compiled
-def ternary_conv2d(images, kernel, filters, strides=(1, 1), padding="same"):
+def ternary_conv2d(
+    images: Sequence[tf.Tensor],
+    kernel: Sequence[tf.Tensor],
+    filters: int,
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "same",
+) -> tf.Tensor:
     """`xnor_conv2d` for ternary values.
 
     Parameters
@@ -414,7 +431,7 @@ def _joined(blocks, units):
 # as a whole: XLA would merge the arranging of the weights, and the joining, into the loop, in the
 # order of the result.
 @tf.function
-def xnor_matmul(a, w, depth):
+def xnor_matmul(a: tf.Tensor, w: tf.Tensor, depth: int) -> tf.Tensor:
     """Dot products of packed ±1 vectors.
 
     Parameters
@@ -440,7 +457,7 @@ def xnor_matmul(a, w, depth):
 
 
 @tf.function
-def ternary_matmul(a, w):
+def ternary_matmul(a: Sequence[tf.Tensor], w: Sequence[tf.Tensor]) -> tf.Tensor:
     """`xnor_matmul` for ternary vectors, a and w being the pairs of planes (nonzero, sign)."""
     return _joined(_ternary_blocks(a, [arrange_kernel(plane) for plane in w]), w[0].shape[0])
 
@@ -456,7 +473,7 @@ def _pool(bits):
 
 
 @compiled
-def max_pool_bits(bits):
+def max_pool_bits(bits: tf.Tensor) -> tf.Tensor:
     """2×2 max pooling (SAME: odd sizes round up) of packed ±1 images: an OR.
 
     Parameters
@@ -467,7 +484,7 @@ def max_pool_bits(bits):
 
 
 @compiled
-def max_pool_ternary(planes):
+def max_pool_ternary(planes: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """`max_pool_bits` for the planes (nonzero, sign): +1 where any is, −1 where all are."""
     nonzero, sign = planes
     positive = _pool(sign)
@@ -484,7 +501,9 @@ def _odd_integers(images, fan_in):
 
 
 @compiled
-def pixel_conv2d(images, kernel, strides=(1, 1), padding="same"):
+def pixel_conv2d(
+    images: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int] = (1, 1), padding: str = "same"
+) -> tf.Tensor:
     """Convolve the odd integers 2x − 255 of 8-bit images, exactly.
 
     In float32, which holds every partial sum: its fused multiply-adds are several times faster
@@ -523,6 +542,6 @@ def pixel_conv2d(images, kernel, strides=(1, 1), padding="same"):
 
 
 @compiled
-def pixel_matmul(images, kernel):
+def pixel_matmul(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """`pixel_conv2d` for a fully connected first layer: (n, depth) uint8 by (depth, units)."""
     return tf.cast(tf.matmul(_odd_integers(images, kernel.shape[0]), kernel), tf.int32)

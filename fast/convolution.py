@@ -4,6 +4,8 @@ The gradients of 3×3 convolutions in float32 take a quarter of the multiplicati
 algorithm; in bfloat16, narrow images lie side by side.
 """
 
+from collections.abc import Callable
+
 from fast import compiled
 from fast.bits import arrange_kernel, pack_bits, pack_ternary, ternary_conv2d, xnor_conv2d
 
@@ -15,7 +17,11 @@ import tensorflow as tf
 SIDE_BY_SIDE, NARROW = 10, 8
 
 
-def convolve(images, kernel, products=None):
+def convolve(
+    images: tf.Tensor,
+    kernel: tf.Tensor,
+    products: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+) -> tf.Tensor:
     """`tf.nn.conv2d` (stride 1, SAME), and its gradient as fast as it comes.
 
     Parameters
@@ -113,7 +119,9 @@ def _suits_winograd(images, kernel):
     )
 
 
-def winograd_gradients(images, kernel, upstream):
+def winograd_gradients(
+    images: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Gradients of a 3×3 `tf.nn.conv2d` (stride 1, SAME) by Winograd's algorithm.
 
     On two AVX2 cores they took 0.9 s of a step of the paper's network, batch 100, where the
@@ -214,7 +222,7 @@ def _counted_conv2d(images, kernel, ternary):
     return tf.cast(xnor_conv2d(pack(images), weights, channels, filters), images.dtype)
 
 
-def counted_conv2d(images, kernel, ternary=False):
+def counted_conv2d(images: tf.Tensor, kernel: tf.Tensor, ternary: bool = False) -> tf.Tensor:
     """`tf.nn.conv2d` (stride 1, SAME) of quantized images with quantized weights, in bits.
 
     The products are whole numbers that float32 holds, so they are equal to the last bit. Gradients

@@ -43,7 +43,7 @@ def _child(*arguments):
     return child.stdout if child.returncode == 0 else None
 
 
-def survives_bfloat16():
+def survives_bfloat16() -> bool:
     """Does TensorFlow survive a convolution and a matmul in bfloat16 on this machine?
 
     A child process tries: a virtual machine that shows AMX but not leaf 0x1D of CPUID, which
@@ -52,7 +52,7 @@ def survives_bfloat16():
     return _child("-c", _ALIVE) is not None
 
 
-def bfloat16_speedup():
+def bfloat16_speedup() -> float:
     """Time of a training step in float32 over that in bfloat16, from `tools.step_trial`.
 
     The result is kept in a file of the user's cache, and measured anew when the processor, the
@@ -105,7 +105,7 @@ def _machine():
     return ", ".join(map(str, parts))
 
 
-def cpu_fields(cpuinfo="/proc/cpuinfo"):
+def cpu_fields(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> dict[str, str]:
     """The fields of the last processor in a file of Linux's format; empty without the file."""
     try:
         lines = pathlib.Path(cpuinfo).read_text(encoding="utf-8").splitlines()
@@ -114,13 +114,13 @@ def cpu_fields(cpuinfo="/proc/cpuinfo"):
     return dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
 
 
-def may_have_fast_bfloat16(cpuinfo="/proc/cpuinfo"):
+def may_have_fast_bfloat16(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> bool:
     """False only if the processor's flags tell that it has no products in bfloat16."""
     flags = cpu_fields(cpuinfo).get("flags", "").split()
     return not flags or not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
-def gpu_has_bfloat16():
+def gpu_has_bfloat16() -> bool:
     """Is there a GPU whose tensor cores take bfloat16 (compute capability 8 or more)?"""
     capabilities = (
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
@@ -129,7 +129,7 @@ def gpu_has_bfloat16():
     return any(capability >= (8, 0) for capability in capabilities)
 
 
-def choose_precision(wanted, cpuinfo="/proc/cpuinfo"):
+def choose_precision(wanted: str, cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> tuple[str, str]:
     """The dtype policy to train with.
 
     Parameters

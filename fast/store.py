@@ -1,5 +1,7 @@
 """Activations of many images in little memory: values of −1, 0 and 1 are kept as bits."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -14,10 +16,10 @@ class Store:
     batches : iterable of ndarray, shape (n, ...)
     """
 
-    def __init__(self, batches=()):
+    def __init__(self, batches: Iterable[np.ndarray] = ()):
         self._batches = list(map(_packed, batches))
 
-    def append(self, values):
+    def append(self, values: np.ndarray) -> None:
         """Add a batch, an array of shape (n, ...)."""
         self._batches.append(_packed(values))
 
@@ -28,7 +30,7 @@ class Store:
         """Batch `index` as it was added; what was packed is float32."""
         return _unpacked(self._batches[index])
 
-    def joined(self):
+    def joined(self) -> np.ndarray:
         """All batches as one array, int8 where all of them were packed."""
         batches = [self[i] for i in range(len(self))]
         packed = all(isinstance(stored, tuple) for stored in self._batches)

@@ -6,6 +6,7 @@ References
    The American Statistician 37, 1983.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -144,7 +145,7 @@ class DotProductStatistics:
     # Elements that are processed at a time, few enough to stay in the cache.
     _CHUNK = 2**17
 
-    def __init__(self, units, extent=None, bins=100):
+    def __init__(self, units: int, extent: Sequence[float] | None = None, bins: int = 100):
         self.units = int(whole(units, 1, "the number of units"))
         self.bins = int(whole(bins, 1, "the number of bins"))
         # float32 counts the cells exactly, and adding up the histogram costs little.
@@ -263,7 +264,7 @@ class DotProductStatistics:
         return (self.comoments + self.count * _products(between)).sum(axis=1)
 
     @property
-    def histogram(self) -> np.ndarray:
+    def histogram(self) -> np.ndarray | None:
         """Pairs per cell, shape (bins, bins), x along the first axis; None without an extent.
 
         A cell includes its lower edge and excludes its upper edge. Pairs outside the extent are in
@@ -330,7 +331,7 @@ class PatchCovariance:
     # Elements that are multiplied at a time: 128 MiB in float64.
     _CHUNK = 2**24
 
-    def __init__(self, d):
+    def __init__(self, d: int):
         self.d = int(whole(d, 1, "dimension d"))
         self.count = 0
         self._sum = np.zeros(self.d)
