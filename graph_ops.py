@@ -7,6 +7,7 @@ quantizer. θ has no useful derivative, so gradients pass *straight through* it 
 """
 
 import math
+from collections.abc import Sequence
 
 import utils
 from batch_norm import BN_EPSILON, ShiftBatchNormalization, shift_batch_norm
@@ -88,14 +89,10 @@ class WeightClip(keras.constraints.Constraint):
         return tf.clip_by_value(w, -1.0, 1.0)
 
 
-# Compiled, they halve the time of a synchronized batch norm: 32 ms, where the fused kernel of one
-# device takes 26. Sums stay with the framework, as XLA is slow at them.
-
-
 # --- Layers -----------------------------------------------------------------------------------
 
 
-def rescale_pixels(factor, input_dtype):
+def rescale_pixels(factor: tf.Tensor, input_dtype: tf.DType) -> tf.Tensor:
     """Products with 2x − 255, x uint8 pixels, or one factor of them, as with pixels in [−1, 1]."""
     # A product, as graphs turn divisions by a constant into one, which rounds differently.
     return factor * (1 / 255) if input_dtype == tf.uint8 else factor
@@ -122,42 +119,44 @@ class _QuantizedProduct:
         if self.kernel_constraint is None and self.kernel_quantizer is not None:
             self.kernel_constraint = WeightClip()
 
-    def add_weight(self, *args, **kwargs):
+    def add_weight(self, *args: object, **kwargs: object) -> keras.Variable:
         # A sign needs the latent weights' last bit: no policy rounds them.
         return super().add_weight(*args, autocast=False, **kwargs)
 
     @property
-    def latent_kernel(self):
+    def latent_kernel(self) -> keras.Variable:
         """w^c, a variable with the output units on the last axis."""
         return self._kernel
 
-    def coordinates(self):
+    def coordinates(self) -> tf.Tensor:
         """The latent weights as the quantizer sees them: themselves, unless a layer rotates."""
         return tf.convert_to_tensor(self.latent_kernel)
 
-    def kernel_of(self, coordinates):
+    def kernel_of(self, coordinates: tf.Tensor | np.ndarray) -> tf.Tensor | np.ndarray:
         """What the input is multiplied with, from (quantized) coordinates."""
         return coordinates
 
-    def quantized_coordinates(self):
+    def quantized_coordinates(self) -> tf.Tensor:
         """θ of the coordinates, in the kernel's shape."""
         coordinates = self.coordinates()
         return coordinates if self.kernel_quantizer is None else self.kernel_quantizer(coordinates)
 
-    def quantized_kernel(self):
+    def quantized_kernel(self) -> tf.Tensor:
         """w^b = θ(w^c), float32, in the kernel's shape."""
         return self.kernel_of(self.quantized_coordinates())
 
-    def continuous_kernel(self):
+    def continuous_kernel(self) -> tf.Tensor:
         """What stands in the place of w^b if nothing is quantized: w^c."""
         return self.kernel_of(self.coordinates())
 
-    def quantized_inputs(self, inputs):
+    def quantized_inputs(self, inputs: tf.Tensor) -> tf.Tensor:
         """A^b = θ(A^c)."""
         inputs = tf.convert_to_tensor(inputs)
         return inputs if self.input_quantizer is None else self.input_quantizer(inputs)
 
-    def dot_products(self, inputs, kernel):
+    def dot_products(
+        self, inputs: tf.Tensor | np.ndarray, kernel: tf.Tensor | np.ndarray
+    ) -> tf.Tensor:
         """A·W in float32, without the bias.
 
         Parameters
@@ -170,7 +169,9 @@ class _QuantizedProduct:
         inputs = tf.convert_to_tensor(inputs)
         return rescale_pixels(self._multiply(inputs, kernel, "float32"), inputs.dtype)
 
-    def products(self, inputs, training=False, counted=None):
+    def products(
+        self, inputs: tf.Tensor, training: bool = False, counted: bool | None = None
+    ) -> tf.Tensor:
         """A^b·w^b of quantized inputs.
 
         They are counted in bits where that is possible, which gives the same float32 numbers
@@ -186,7 +187,9 @@ class _QuantizedProduct:
             return counted_conv2d(inputs, kernel, self.kernel_quantizer.levels == 3)
         return self.dot_products(inputs, kernel)
 
-    def call(self, inputs, training=False, counted=None):
+    def call(
+        self, inputs: tf.Tensor, training: bool = False, counted: bool | None = None
+    ) -> tf.Tensor:
         products = self.products(self.quantized_inputs(inputs), training, counted)
         if self.use_bias:
             products += tf.cast(tf.convert_to_tensor(self.bias), products.dtype)
@@ -204,7 +207,7 @@ class _QuantizedProduct:
         """Can A^b·w^b be counted in bits, and does it pay?"""
         return False
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "input_quantizer": keras.saving.serialize_keras_object(self.input_quantizer),
@@ -238,7 +241,14 @@ class QuantConv2D(_QuantizedProduct, keras.layers.Conv2D):
         their channels first or their channels in groups.
     """
 
-    def __init__(self, filters, kernel_size, input_quantizer=None, kernel_quantizer=None, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        input_quantizer: Quantizer | str | dict | None = None,
+        kernel_quantizer: Quantizer | str | dict | None = None,
+        **kwargs: object,
+    ):
         super().__init__(filters, kernel_size, autocast=False, **kwargs)
         utils.require(
             self.data_format == "channels_last",
@@ -248,12 +258,12 @@ class QuantConv2D(_QuantizedProduct, keras.layers.Conv2D):
         self.input_spec = keras.layers.InputSpec(ndim=4)
         self._take_quantizers(input_quantizer, kernel_quantizer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         super().build(input_shape)
         self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: input_shape[-1]})
 
     @property
-    def is_plain(self):
+    def is_plain(self) -> bool:
         """Does every position of the image have a product, and no kernel holes?"""
         ones = (1, 1)
         return self.padding == "same" and self.strides == self.dilation_rate == ones
@@ -292,7 +302,13 @@ class QuantDense(_QuantizedProduct, keras.layers.Dense):
         If a quantizer is unknown, or an input quantizer depends on the batch.
     """
 
-    def __init__(self, units, input_quantizer=None, kernel_quantizer=None, **kwargs):
+    def __init__(
+        self,
+        units: int,
+        input_quantizer: Quantizer | str | dict | None = None,
+        kernel_quantizer: Quantizer | str | dict | None = None,
+        **kwargs: object,
+    ):
         super().__init__(units, autocast=False, **kwargs)
         self._take_quantizers(input_quantizer, kernel_quantizer)
 
@@ -320,7 +336,7 @@ class RotatedConv2D(QuantConv2D):
         M, shape (d, d) with d = height·width·channels.
     """
 
-    def __init__(self, *args, basis="rotation", **kwargs):
+    def __init__(self, *args: object, basis: str = "rotation", **kwargs: object):
         super().__init__(*args, **kwargs)
         utils.require(
             basis in ("rotation", "whitening"),
@@ -328,7 +344,7 @@ class RotatedConv2D(QuantConv2D):
         )
         self.basis = basis
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         super().build(input_shape)
         d = math.prod(self.latent_kernel.shape[:-1])
         self.basis_matrix = self.add_weight(
@@ -339,11 +355,11 @@ class RotatedConv2D(QuantConv2D):
             dtype="float32",
         )
 
-    def coordinates(self):
+    def coordinates(self) -> tf.Tensor:
         latent = super().coordinates()
         return self._times(latent, transpose=False) if self.basis == "rotation" else latent
 
-    def kernel_of(self, coordinates):
+    def kernel_of(self, coordinates: tf.Tensor | np.ndarray) -> tf.Tensor:
         return self._times(coordinates, transpose=self.basis == "rotation")
 
     def _times(self, kernel, transpose):
@@ -355,13 +371,13 @@ class RotatedConv2D(QuantConv2D):
         return False
 
     # Keras' convolution writes its kernel alone.
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: object) -> None:
         keras.Layer.save_own_variables(self, store)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: object) -> None:
         keras.Layer.load_own_variables(self, store)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "basis": self.basis}
 
 
@@ -384,13 +400,13 @@ class PixelLevels(keras.layers.Layer):
         If `levels` is another number.
     """
 
-    def __init__(self, levels, **kwargs):
+    def __init__(self, levels: int, **kwargs: object):
         super().__init__(autocast=False, **kwargs)
         utils.require(levels is not None, "PixelLevels needs a number of levels")
         utils.require_pixel_levels(levels)
         self.levels = levels
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         inputs, step = tf.convert_to_tensor(inputs), 255 // (self.levels - 1)
         if inputs.dtype == tf.uint8:
             # Steps are odd: no pixel lies half-way between two levels.
@@ -399,10 +415,10 @@ class PixelLevels(keras.layers.Layer):
         pixels = tf.round((inputs + 1) * (127.5 / step)) * step
         return straight_through(inputs, tf.clip_by_value(pixels, 0, 255) / 127.5 - 1)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "levels": self.levels}
 
 
@@ -413,7 +429,9 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
     Keras' own would round to bfloat16 under `mixed_bfloat16` also where nothing is trained.
     """
 
-    def __init__(self, pool_size=2, padding="same", **kwargs):
+    def __init__(
+        self, pool_size: int | tuple[int, int] = 2, padding: str = "same", **kwargs: object
+    ):
         super().__init__(pool_size, padding=padding, autocast=False, **kwargs)
 
 
@@ -434,7 +452,7 @@ class PixelSlices(keras.layers.Layer):
         From 1 to 255.
     """
 
-    def __init__(self, slices, **kwargs):
+    def __init__(self, slices: int, **kwargs: object):
         super().__init__(**{"autocast": False, "dtype": "float32", **kwargs})
         utils.require(
             utils.is_whole(slices) and 1 <= slices <= 255,
@@ -443,11 +461,11 @@ class PixelSlices(keras.layers.Layer):
         self.slices = int(slices)
 
     @property
-    def thresholds(self):
+    def thresholds(self) -> np.ndarray:
         """Pixels from which a slice is +1, uint8 of shape (slices,), rising."""
         return np.ceil(256 * np.arange(1, self.slices + 1) / (self.slices + 1)).astype(np.uint8)
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x, limits = tf.convert_to_tensor(inputs), self.thresholds
         if x.dtype != tf.uint8:
             limits = (2 * limits.astype(np.float32) - 255) / 255
@@ -455,10 +473,10 @@ class PixelSlices(keras.layers.Layer):
         shape = [-1, *x.shape[1:-1], x.shape[-1] * self.slices]
         return 2 * tf.cast(tf.reshape(above, shape), tf.float32) - 1
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (*input_shape[:-1], input_shape[-1] * self.slices)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "slices": self.slices}
 
 
@@ -487,18 +505,18 @@ class LogicMerge(keras.layers.Layer):
     operation : {'xnor', 'or'}
     """
 
-    def __init__(self, operation, **kwargs):
+    def __init__(self, operation: str, **kwargs: object):
         super().__init__(autocast=False, **kwargs)
         utils.require(operation in LOGIC, f"operation must be xnor or or, not {operation!r}")
         self.operation = operation
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         return LOGIC[self.operation](*inputs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[tuple]) -> tuple:
         return input_shape[0]
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "operation": self.operation}
 
 
@@ -510,11 +528,11 @@ class _Step(keras.layers.Layer):
 
     gates = None
 
-    def __init__(self, units, **kwargs):
+    def __init__(self, units: int, **kwargs: object):
         super().__init__(**kwargs)
         self.units = units
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[tuple]) -> None:
         shape = (self.gates * self.units,)
         # The start that Cooijmans et al. chose, so that tanh and σ do not saturate.
         gain = keras.initializers.Constant(0.1)
@@ -522,14 +540,14 @@ class _Step(keras.layers.Layer):
         self.state_gain = self.add_weight(name="state_gain", shape=shape, initializer=gain)
         self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros")
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         of_input, *before = map(tf.convert_to_tensor, inputs)
         state = tf.zeros_like(of_input[..., : self.units])
         of_state, state = before or (tf.zeros_like(of_input), state)
         terms = self.input_gain * of_input + self.bias, self.state_gain * of_state
         return self._next(*(tf.split(term, self.gates, axis=-1) for term in terms), state)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units}
 
 
@@ -554,7 +572,7 @@ class GRUStep(_Step):
         z, r = (tf.sigmoid(x[i] + h[i]) for i in (0, 1))
         return z * state + (1 - z) * tf.tanh(x[2] + r * h[2])
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Sequence[keras.KerasTensor]) -> keras.KerasTensor:
         return keras.KerasTensor((inputs[0].shape[0], self.units), self.compute_dtype)
 
 
@@ -577,7 +595,9 @@ class LSTMStep(_Step):
         cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
         return tf.sigmoid(o) * tf.tanh(cell), cell
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(
+        self, inputs: Sequence[keras.KerasTensor]
+    ) -> tuple[keras.KerasTensor, ...]:
         shape = (inputs[0].shape[0], self.units)
         return tuple(keras.KerasTensor(shape, self.compute_dtype) for _ in range(2))
 
@@ -593,17 +613,21 @@ class Block(keras.Sequential):
     which means 2x/255 − 1, to floats.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: object, **kwargs: object):
         super().__init__(*args, **kwargs)
         self.autocast = False
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         for layer in self.layers:
             inputs = layer(inputs)
         return inputs
 
 
-def BinaryConv2D(filters, kernel_size=3, pool=False, **options):
+def BinaryConv2D(
+    filters: int, kernel_size: int = 3, pool: bool = False, **options: object
+) -> Block:
     """The paper's block as one layer: convolution, pooling, batch norm, quantized output.
 
     SAME zero padding, stride 1, no bias. In a network of one's own the layers of which it is made
@@ -636,7 +660,7 @@ def BinaryConv2D(filters, kernel_size=3, pool=False, **options):
     return _block(build, pool, **options)
 
 
-def BinaryDense(units, **options):
+def BinaryDense(units: int, **options: object) -> Block:
     """The paper's fully connected block: `BinaryConv2D` with a matrix in place of the kernel."""
     return _block(lambda **rest: QuantDense(units, **rest), False, **options)
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 
 @graph_ops.register_quantizer("scaled_sign", activations="binary")
-def scaled_sign(w, threshold=0.0):
+def scaled_sign(w: tf.Tensor, threshold: float | tf.Tensor = 0.0) -> tf.Tensor:
     """α·sign(w), α the mean of |w| over the entries of each unit, straight through.
 
     The weights of XNOR-Net (Rastegari et al. 2016, arXiv 1603.05279): of all multiples of the

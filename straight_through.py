@@ -7,6 +7,8 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Self
 
 import geometry
 import utils
@@ -14,6 +16,7 @@ from fast import compiled
 
 # isort: split
 import keras
+import numpy as np
 import tensorflow as tf
 
 register = keras.saving.register_keras_serializable("bnn")
@@ -37,7 +40,9 @@ def _where_passed(x, upstream, limit):
     return tf.where(tf.abs(x) <= limit, upstream, tf.zeros_like(upstream))
 
 
-def straight_through(x, quantized, limit=1.0):
+def straight_through(
+    x: tf.Tensor, quantized: tf.Tensor, limit: float | tf.Tensor = 1.0
+) -> tf.Tensor:
     """Return `quantized` with the straight-through gradient with respect to `x`.
 
     Parameters
@@ -66,7 +71,7 @@ def straight_through(x, quantized, limit=1.0):
 
 
 @register
-def binarize(x, threshold=0.0):
+def binarize(x: tf.types.experimental.TensorLike, threshold: float | tf.Tensor = 0.0) -> tf.Tensor:
     """Sign with sign(0) = +1, so that one bit can hold it.
 
     Parameters
@@ -85,7 +90,7 @@ def binarize(x, threshold=0.0):
     return straight_through(x, _sign(x))
 
 
-def ternarize(x, threshold):
+def ternarize(x: tf.types.experimental.TensorLike, threshold: float | tf.Tensor) -> tf.Tensor:
     """sign(x)·[|x| > threshold], with the straight-through gradient.
 
     Parameters
@@ -105,7 +110,7 @@ def ternarize(x, threshold):
 
 
 @register
-def clip(x, threshold=0.0):
+def clip(x: tf.types.experimental.TensorLike, threshold: float | tf.Tensor = 0.0) -> tf.Tensor:
     """clip(x, −1, 1), the function whose gradient the straight-through sign borrows."""
     del threshold
     return tf.clip_by_value(x, -1, 1)
@@ -135,22 +140,22 @@ class Quantizer:
     def __call__(self, x):
         raise NotImplementedError
 
-    def threshold(self, x):
+    def threshold(self, x: tf.Tensor | np.ndarray) -> float | tf.Tensor:
         """The smallest |x| at which the quantizer leaves zero, for the tensor `x`: 0 for a sign."""
         del x
         return 0.0
 
     @property
-    def follows_data(self):
+    def follows_data(self) -> bool:
         """Does the result for one entry depend on the other entries of the tensor?"""
         return False
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The parameters, as Keras saves them."""
         return {}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> Self:
         return cls(**config)
 
     def __eq__(self, other):
@@ -197,7 +202,7 @@ class _Thresholded(Quantizer):
         If both are given, or one is negative.
     """
 
-    def __init__(self, threshold=None, sigma=None):
+    def __init__(self, threshold: float | None = None, sigma: float | None = None):
         utils.require(
             threshold is None or sigma is None, "threshold and sigma exclude each other: give one"
         )
@@ -210,15 +215,15 @@ class _Thresholded(Quantizer):
         self._sigma = None if sigma is None else float(sigma)
 
     @property
-    def follows_data(self):
+    def follows_data(self) -> bool:
         return self._sigma is not None
 
-    def threshold(self, x):
+    def threshold(self, x: tf.Tensor | np.ndarray) -> float | tf.Tensor:
         if self._sigma is None:
             return self._threshold
         return self._sigma * tf.stop_gradient(tf.math.reduce_std(x))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"threshold": self._threshold, "sigma": self._sigma}
 
 
@@ -237,7 +242,7 @@ class Ternary(_Thresholded):
 
     levels, bits = 3, 2
 
-    def __init__(self, threshold=None, sigma=None):
+    def __init__(self, threshold: float | None = None, sigma: float | None = None):
         super().__init__(0.02 if threshold is None and sigma is None else threshold, sigma)
 
     def __call__(self, x):
@@ -256,7 +261,7 @@ class Registered(_Thresholded):
         What the function is given as its threshold, 0 by default; see `Ternary`.
     """
 
-    def __init__(self, name, threshold=None, sigma=None):
+    def __init__(self, name: str, threshold: float | None = None, sigma: float | None = None):
         super().__init__(0.0 if threshold is None and sigma is None else threshold, sigma)
         self.name = name
         _check_function(name, _function_named(name))
@@ -265,10 +270,10 @@ class Registered(_Thresholded):
         x = tf.convert_to_tensor(x)
         return _function_named(self.name)(x, self.threshold(x))
 
-    def threshold(self, x):
+    def threshold(self, x: tf.Tensor | np.ndarray) -> float | tf.Tensor:
         return super().threshold(x) if self._sigma or self._threshold else 0.0
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"name": self.name, **super().get_config()}
 
 
@@ -283,7 +288,7 @@ class _Scaled(Quantizer):
         Is it taken from the entries of each output unit (last axis) alone, or from all of them?
     """
 
-    def __init__(self, scale=None, per_unit=True):
+    def __init__(self, scale: float | None = None, per_unit: bool = True):
         utils.require(
             scale is None or (math.isfinite(scale) and scale > 0),
             f"scale must be a number above 0, not {scale}",
@@ -291,10 +296,10 @@ class _Scaled(Quantizer):
         self._scale, self._per_unit = scale, bool(per_unit)
 
     @property
-    def follows_data(self):
+    def follows_data(self) -> bool:
         return self._scale is None
 
-    def scale(self, x):
+    def scale(self, x: tf.Tensor) -> tf.Tensor:
         """The scale for a tensor, float32, shaped to broadcast to it."""
         if self._scale is not None:
             return tf.constant(self._scale, tf.float32)
@@ -305,7 +310,7 @@ class _Scaled(Quantizer):
     def _measured_scale(self, x, axes):
         raise NotImplementedError
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"scale": self._scale, "per_unit": self._per_unit}
 
 
@@ -326,7 +331,7 @@ class Uniform(_Scaled):
         Of each output unit (last axis), or of the whole tensor?
     """
 
-    def __init__(self, bits, scale=None, per_unit=True):
+    def __init__(self, bits: int, scale: float | None = None, per_unit: bool = True):
         super().__init__(scale, per_unit)
         utils.require(
             utils.is_whole(bits) and 2 <= bits <= 16,
@@ -344,7 +349,7 @@ class Uniform(_Scaled):
     def _measured_scale(self, x, axes):
         return tf.reduce_max(tf.abs(x), axes, keepdims=True)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"bits": self.bits, **super().get_config()}
 
 
@@ -372,7 +377,7 @@ class LloydMax(_Scaled):
     J. Max, "Quantizing for minimum distortion", IRE Trans. Inf. Theory 6 (1960).
     """
 
-    def __init__(self, levels, scale=None, per_unit=True):
+    def __init__(self, levels: int, scale: float | None = None, per_unit: bool = True):
         super().__init__(scale, per_unit)
         utils.require(
             utils.is_whole(levels) and 2 <= levels <= 256,
@@ -392,7 +397,7 @@ class LloydMax(_Scaled):
         limit = tf.maximum(float(self._values[-1]) * scale, 1.0)
         return straight_through(x, tf.cast(values, x.dtype), limit)
 
-    def threshold(self, x):
+    def threshold(self, x: tf.Tensor) -> float | tf.Tensor:
         if self.levels % 2 == 0:
             return 0.0
         return float(self._boundaries[self.levels // 2]) * self.scale(x)
@@ -400,7 +405,7 @@ class LloydMax(_Scaled):
     def _measured_scale(self, x, axes):
         return tf.sqrt(tf.reduce_mean(tf.square(x), axes, keepdims=True))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"levels": self.levels, **super().get_config()}
 
 
@@ -413,7 +418,7 @@ _BUILT_IN = {"binary": Sign, "sign": Sign, "ternary": Ternary, "clip": Clip}
 _ACTIVATION_QUANTIZERS = {}
 
 
-def register_quantizer(name, activations=None):
+def register_quantizer(name: str, activations: str | None = None) -> Callable[[Callable], Callable]:
     """Decorator that makes a function known as the quantizer `name`.
 
     Parameters
@@ -477,12 +482,14 @@ def _check_function(name, function):
     )
 
 
-def activation_quantizer_of(name):
+def activation_quantizer_of(name: str) -> str:
     """Name of the quantizer of activations that goes with the quantizer `name` of weights."""
     return _ACTIVATION_QUANTIZERS.get(name, name)
 
 
-def get_quantizer(identifier, **thresholds):
+def get_quantizer(
+    identifier: Quantizer | str | dict | None, **thresholds: float | None
+) -> Quantizer | None:
     """A quantizer from what a layer is given.
 
     Parameters
@@ -515,7 +522,9 @@ def get_quantizer(identifier, **thresholds):
     raise ValueError(f"a quantizer is Sign(), Ternary(), … or a name, not {identifier!r}")
 
 
-def quantizer_curve(quantizer, x, threshold=None):
+def quantizer_curve(
+    quantizer: Quantizer | str, x: tf.types.experimental.TensorLike, threshold: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Values of a quantizer, and the gradient that training sees in their place.
 
     Parameters
