@@ -26,13 +26,21 @@ BATCH = 250
 # --- Steps of an attack -----------------------------------------------------------------------
 
 
-def limits(x, radius):
+def limits(x: np.ndarray | tf.Tensor, radius: float | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The smallest and the largest allowed pixels around uint8 images `x`, as floats."""
     pixels = tf.cast(x, tf.float32)
     return tf.maximum(pixels - radius, 0.0), tf.minimum(pixels + radius, 255.0)
 
 
-def ascend(model, pixels, y, low, high, size, training=False):
+def ascend(
+    model: keras.Model,
+    pixels: tf.Tensor,
+    y: tf.Tensor,
+    low: tf.Tensor,
+    high: tf.Tensor,
+    size: float | tf.Tensor,
+    training: bool = False,
+) -> tf.Tensor:
     """Change float pixels by `size` in the direction that raises the cross-entropy, inside limits.
 
     Parameters
@@ -60,7 +68,15 @@ def ascend(model, pixels, y, low, high, size, training=False):
     return tf.clip_by_value(moved, low, high)
 
 
-def attacked(model, x, y, radius, steps, seed, training=False):
+def attacked(
+    model: keras.Model,
+    x: tf.Tensor,
+    y: tf.Tensor,
+    radius: tf.Tensor,
+    steps: tf.Tensor,
+    seed: tf.Tensor,
+    training: bool = False,
+) -> tf.Tensor:
     """uint8 images after projected gradient ascent from a random start, as tensors.
 
     Parameters
@@ -95,7 +111,16 @@ def attacked(model, x, y, radius, steps, seed, training=False):
 # --- Attacks on a finished network ------------------------------------------------------------
 
 
-def fool(model, x, y, epsilon, steps=100, searches=1000, seed=0, progress=False):
+def fool(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    epsilon: float,
+    steps: int = 100,
+    searches: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
     """Look for images within ε that a network classifies wrongly.
 
     Gradient ascent first, and then, from the nearest miss, a random search: some pixels of the
@@ -142,7 +167,7 @@ def fool(model, x, y, epsilon, steps=100, searches=1000, seed=0, progress=False)
     return images, leads(model, images, y) <= 0
 
 
-def leads(model, x, y):
+def leads(model: keras.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How far the score of the right label is ahead of all others; ≤ 0 where it is not highest.
 
     Of equal scores the first counts as the highest.

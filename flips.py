@@ -1,5 +1,6 @@
 """How often each weight flips, and how latent weights drift, in the last epoch of a training."""
 
+import os
 from pathlib import Path
 
 import geometry
@@ -31,11 +32,11 @@ class FlipLog(keras.callbacks.Callback):
         The `.npz` file.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         super().__init__()
         self._path, self._layers = Path(path), []
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if epoch < self.params["epochs"] - 1:
             return
         # A teacher has weights too.
@@ -43,11 +44,11 @@ class FlipLog(keras.callbacks.Callback):
         layers = model._flatten_layers(include_self=False)
         self._layers = [_Layer(one) for one in layers if getattr(one, "kernel_quantizer", None)]
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         for layer in self._layers:
             layer.step(drifts=batch % DRIFT_EVERY == 0)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if not self._layers:
             return
         arrays = {"steps": self.params["steps"]}
@@ -90,12 +91,12 @@ class _Layer:
         return {"flips": self._flips, "drift": drift, "drift_count": self._counts}
 
 
-def drift_distances():
+def drift_distances() -> np.ndarray:
     """The distances from the threshold between which the drift is averaged, DRIFT_CELLS + 1."""
     return (np.arange(DRIFT_CELLS + 1) / DRIFT_CELLS) ** 2
 
 
-def read_flips(path):
+def read_flips(path: str | os.PathLike) -> tuple[int, dict[str, dict[str, np.ndarray]]]:
     """What a `FlipLog` has written.
 
     Returns
@@ -126,7 +127,7 @@ def read_flips(path):
     return steps, layers
 
 
-def flips_by_distance(w, flips):
+def flips_by_distance(w: np.ndarray, flips: np.ndarray) -> dict[str, float]:
     """Are the weights near the threshold of a sign those that flip?
 
     Parameters

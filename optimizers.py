@@ -1,10 +1,13 @@
 """Optimizers of latent weights, and one that needs none: which weight moves, flips or freezes."""
 
+from collections.abc import Sequence
+
 import utils  # noqa: F401 (first: its settings are read when TensorFlow is imported)
 from straight_through import binarize
 
 # isort: split
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -28,14 +31,22 @@ class LatentAdam(keras.optimizers.Adam):
         which then are too small: most of a run of a few epochs.
     """
 
-    def __init__(self, learning_rate=0.001, clip=1.0, beta_2=0.99, **kwargs):
+    def __init__(
+        self,
+        learning_rate: float = 0.001,
+        clip: float = 1.0,
+        beta_2: float = 0.99,
+        **kwargs: object,
+    ):
         super().__init__(learning_rate, beta_2=beta_2, **kwargs)
         self.clip = clip
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "clip": self.clip}
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor | keras.Variable
+    ) -> None:
         step = tf.cast(self.iterations + 1, variable.dtype)
         index = self._get_variable_index(variable)
         moments = (self._momentums[index].value, self._velocities[index].value)
@@ -65,11 +76,11 @@ class _KernelAdam(LatentAdam):
         Those of `LatentAdam`.
     """
 
-    def __init__(self, learning_rate, kernels=(), **kwargs):
+    def __init__(self, learning_rate: float, kernels: Sequence[str] = (), **kwargs: object):
         super().__init__(learning_rate, **kwargs)
         self.kernels = list(kernels)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "kernels": self.kernels}
 
     def _slots(self, variables, name, initializer="zeros"):
@@ -98,22 +109,28 @@ class AveragingAdam(_KernelAdam):
         `kernels` and those of `LatentAdam`.
     """
 
-    def __init__(self, learning_rate, gamma=1e-4, first_rate=None, **kwargs):
+    def __init__(
+        self,
+        learning_rate: float,
+        gamma: float = 1e-4,
+        first_rate: float | None = None,
+        **kwargs: object,
+    ):
         super().__init__(learning_rate, **kwargs)
         self.gamma = gamma
         self.first_rate = float(learning_rate) if first_rate is None else first_rate
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "gamma": self.gamma, "first_rate": self.first_rate}
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         """Make the averages, zero at first."""
         if self.built:
             return
         super().build(variables)
         self._averages = self._slots(variables, "average")
 
-    def averages(self, model):
+    def averages(self, model: keras.Model) -> dict[str, np.ndarray]:
         """m of every kernel of `model`, an array by the name of its layer."""
         return {
             layer.name: self._averages[index].numpy()
@@ -122,7 +139,9 @@ class AveragingAdam(_KernelAdam):
             and (index := self._get_variable_index(layer.latent_kernel)) in self._averages
         }
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor | keras.Variable
+    ) -> None:
         average = self._averages.get(self._get_variable_index(variable))
         if average is not None:
             # In float32, as the learning rate is: in the first epoch γ is what was asked for.
@@ -159,11 +178,13 @@ class Bop(AveragingAdam):
     K. Helwegen et al., "Latent Weights Do Not Exist", NeurIPS 2019 (arXiv 1906.02107).
     """
 
-    def __init__(self, learning_rate, gamma=1e-4, threshold=1e-8, **kwargs):
+    def __init__(
+        self, learning_rate: float, gamma: float = 1e-4, threshold: float = 1e-8, **kwargs: object
+    ):
         super().__init__(learning_rate, gamma, **kwargs)
         self.threshold = threshold
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "threshold": self.threshold}
 
     def _move(self, gradient, variable, learning_rate, average):
@@ -200,14 +221,14 @@ class FreezingAdam(_KernelAdam):
     2203.11086).
     """
 
-    def __init__(self, learning_rate, limit=0.02, **kwargs):
+    def __init__(self, learning_rate: float, limit: float = 0.02, **kwargs: object):
         super().__init__(learning_rate, **kwargs)
         self.limit = limit
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "limit": self.limit}
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         """Make the averages of flips and signs."""
         if self.built:
             return
@@ -215,12 +236,14 @@ class FreezingAdam(_KernelAdam):
         self._rates = self._slots(variables, "flip_rate")
         self._signs = self._slots(variables, "mean_sign")
 
-    def frozen_share(self):
+    def frozen_share(self) -> float:
         """Share of the kernels' weights that are frozen."""
         rates = [rate.numpy() for rate in self._rates.values()]
         return sum((rate > self.limit).sum() for rate in rates) / sum(rate.size for rate in rates)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor | keras.Variable
+    ) -> None:
         index = self._get_variable_index(variable)
         if index not in self._rates:
             super().update_step(gradient, variable, learning_rate)

@@ -7,6 +7,7 @@ multiplied. A layer of another type is made known with `@kernels_of.register` an
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import graph_ops
@@ -37,11 +38,11 @@ class Window:
     padding: str = "same"
 
     @property
-    def is_plain(self):
+    def is_plain(self) -> bool:
         """Does every position of the image have a product, and the kernel no holes?"""
         return self.padding == "same" and self.strides == self.dilation == (1, 1)
 
-    def outputs_and_padding(self, sizes):
+    def outputs_and_padding(self, sizes: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
         """For rows and columns: how many outputs, and how many zeros before and after.
 
         Parameters
@@ -68,7 +69,7 @@ class Window:
         return found
 
     @property
-    def border(self):
+    def border(self) -> int:
         """How many positions at each edge of the output zero padding reaches, at most."""
         if self.padding == "valid":
             return 0
@@ -102,7 +103,7 @@ class Kernel:
     summed: int | None = None
     groups: int = 1
 
-    def columns(self):
+    def columns(self) -> tf.Tensor:
         """The kernel, a tensor of shape (..., units)."""
         kernel = tf.convert_to_tensor(self.variable)
         if self.axes is not None:
@@ -111,7 +112,7 @@ class Kernel:
             kernel = tf.reshape(kernel, (*kernel.shape[: self.summed], -1))
         return kernel
 
-    def in_place(self, columns):
+    def in_place(self, columns: tf.Tensor) -> tf.Tensor:
         """`columns`, shaped as `columns()`, in the shape of the variable."""
         shape = tuple(self.variable.shape)
         if self.axes is None:
@@ -121,13 +122,13 @@ class Kernel:
 
 
 @functools.singledispatch
-def kernels_of(layer):
+def kernels_of(layer: keras.Layer) -> tuple[Kernel, ...]:
     """The `Kernel`s of a layer in the order of `products_of`, as a tuple; it needs no inputs."""
     del layer
     return ()
 
 
-def obstacle(layer):
+def obstacle(layer: keras.Layer) -> str:
     """Why the products of a layer of a known type cannot be measured, or an empty string."""
     if getattr(layer, "quantization_mode", None):
         return "is quantized by Keras already"
@@ -143,12 +144,12 @@ def obstacle(layer):
     return ""
 
 
-def owns_kernel(layer):
+def owns_kernel(layer: keras.Layer) -> bool:
     """Is a matrix, or a tensor of more axes, among the layer's own trainable weights?"""
     return any(len(v.shape) >= 2 for v in layer._trainable_variables)
 
 
-def forms_product(layer):
+def forms_product(layer: keras.Operation) -> bool:
     """Is it known which products a layer like this forms?"""
     return products_of.dispatch(type(layer)) is not products_of.dispatch(object)
 
@@ -277,18 +278,20 @@ class Product:
     outputs: tf.Tensor | None = field(default=None, repr=False)
 
     @functools.cached_property
-    def quantized_inputs(self):
+    def quantized_inputs(self) -> tf.Tensor:
         """A^b = θ(A^c), what is multiplied: A^c itself without an input quantizer."""
         return self.inputs if self.input_quantizer is None else self.input_quantizer(self.inputs)
 
     @functools.cached_property
-    def quantized_kernel(self):
+    def quantized_kernel(self) -> tf.Tensor:
         """w^b = θ(w^c): w^c itself without a kernel quantizer."""
         return self.kernel if self.kernel_quantizer is None else self.kernel_quantizer(self.kernel)
 
 
 @functools.singledispatch
-def products_of(layer, *inputs):
+def products_of(
+    layer: keras.Layer, *inputs: tf.Tensor | Sequence[tf.Tensor]
+) -> tuple[Product, ...]:
     """The products that a layer forms when it is called on `inputs`: a tuple of `Product`."""
     del layer, inputs
     return ()

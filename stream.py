@@ -43,7 +43,7 @@ class Stream:
         If the model is not functional or has several inputs.
     """
 
-    def __init__(self, model, x):
+    def __init__(self, model: keras.Model, x: np.ndarray):
         walk.steps(model)  # Says what is wrong, if anything is.
         self._graph = walk.graph_of(model)
         require(len(self._graph.inputs) == 1, f"{model.name} has several inputs")

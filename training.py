@@ -5,6 +5,8 @@
 
 import contextlib
 import functools
+import os
+from collections.abc import Callable, Sequence
 
 import adversarial
 import checkpoint
@@ -33,7 +35,7 @@ REFIT_IMAGES, VALIDATION_REFIT_IMAGES = 10_000, 1000
 
 
 @keras.saving.register_keras_serializable("bnn")
-def squared_hinge(labels, scores):
+def squared_hinge(labels: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
     """Mean over classes of max(0, 1 − t·s)², t = +1 at the label's class and −1 elsewhere.
 
     Parameters
@@ -50,7 +52,7 @@ def squared_hinge(labels, scores):
     return keras.losses.squared_hinge(targets, scores)
 
 
-def loss_named(loss_mode):
+def loss_named(loss_mode: str) -> keras.losses.Loss | Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """`squared_hinge` for 'hinge-loss', cross-entropy on logits for 'softmax'."""
     if loss_mode == "softmax":
         # From logits: log(softmax(s)) underflows to −inf where one score is far ahead.
@@ -108,7 +110,7 @@ class Kurtosis(keras.regularizers.Regularizer):
     kurtosis of whole layers.
     """
 
-    def __init__(self, target):
+    def __init__(self, target: float):
         self.target = target
 
     def __call__(self, w):
@@ -119,7 +121,7 @@ class Kurtosis(keras.regularizers.Regularizer):
         kurtosis = keras.ops.mean(square**2, axes) / keras.ops.maximum(second**2, 1e-20)
         return KURTOSIS_WEIGHT * keras.ops.mean((kurtosis - self.target) ** 2)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"target": self.target}
 
 
@@ -204,7 +206,7 @@ class _SaveState(keras.callbacks.Callback):
 # --- Adversarial training ---------------------------------------------------------------------
 
 
-def attack_of_epoch(epoch, params):
+def attack_of_epoch(epoch: int | tf.Tensor, params: TrainingParams) -> tuple[tf.Tensor, tf.Tensor]:
     """Largest change of a pixel, in whole grey levels, and steps of the attack in an epoch.
 
     Both grow in proportion to the epoch, until `GROWING` of all epochs are done, to
@@ -261,17 +263,17 @@ def _attacking(model, x, params, steps_per_epoch):
 
 
 def fit(
-    model,
-    x,
-    y,
-    params=TrainingParams(),
-    validation=None,
-    callbacks=(),
-    state=None,
-    strategy=None,
-    verbose="auto",
-    teacher=None,
-):
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    params: TrainingParams = TrainingParams(),
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    state: str | os.PathLike | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    verbose: str | int = "auto",
+    teacher: keras.Model | None = None,
+) -> dict[str, list]:
     """Train a Keras classifier for `params.epochs` epochs.
 
     Adam on the latent weights, gradients of the loss summed over images and classes clipped
@@ -362,7 +364,7 @@ def _classes(model, x):
     return model(x[:1]).shape[-1]  # A subclassed model tells no shape.
 
 
-def compile_for(model, params, terms):
+def compile_for(model: keras.Model, params: TrainingParams, terms: int) -> None:
     """Compile a model as `fit` does. `terms`: of how many terms the loss of a batch is a mean."""
     model.compile(
         _optimizer(model, params, clip=1 / terms),

@@ -8,10 +8,12 @@ topological order: what streams many images through a network goes along them.
 import contextlib
 import functools
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import graph_ops
 from products import (
+    Kernel,
     Product,
     Window,
     forms_product,
@@ -24,6 +26,7 @@ from utils import require
 
 # isort: split
 import keras
+import numpy as np
 import tensorflow as tf
 
 __all__ = [
@@ -49,7 +52,12 @@ __all__ = [
 # --- Visiting them ----------------------------------------------------------------------------
 
 
-def visit(model, x, visitor, known_only=False):
+def visit(
+    model: keras.Model,
+    x: np.ndarray | tf.Tensor,
+    visitor: Callable[[Product], object],
+    known_only: bool = False,
+) -> tf.Tensor:
     """Run a model on `x`, at inference, and call `visitor(product)` for each of its products.
 
     Parameters
@@ -95,7 +103,7 @@ def visit(model, x, visitor, known_only=False):
         return model(keras.tree.map_structure(tf.convert_to_tensor, x), training=False)
 
 
-def unknown_layers(model):
+def unknown_layers(model: keras.Model) -> dict[str, str]:
     """Names of the layers with a kernel whose products cannot be measured, and why, as a dict."""
     layers, found = _all_layers(model), {}
     names = _names_of(layers)
@@ -107,8 +115,8 @@ def unknown_layers(model):
     return found
 
 
-def kernels(model):
-    """The `Kernel` of every product of a model, by the product's name; it runs nothing."""
+def kernels(model: keras.Model) -> dict[str, tuple[keras.Layer, Kernel]]:
+    """Layer and `Kernel` of every product of a model, by the product's name; it runs nothing."""
     layers, found = _all_layers(model), {}
     names = _names_of(layers)
     for layer in layers:
@@ -117,14 +125,14 @@ def kernels(model):
     return found
 
 
-def products(model, x):
+def products(model: keras.Model, x: np.ndarray | tf.Tensor) -> list[Product]:
     """All products that a model forms of `x`, as a list of `Product`; see `visit`."""
     found = []
     visit(model, x, found.append)
     return found
 
 
-def first_products(model, x):
+def first_products(model: keras.Model, x: np.ndarray | tf.Tensor) -> set[str]:
     """Names of the products in whose inputs no other product has a part.
 
     That is a matter of the flow of data, not of position. A functional model's graph tells it;
@@ -239,7 +247,7 @@ def _extra_call_marked(rnn, extra):
 
 
 @contextlib.contextmanager
-def inputs_changed(layer, change):
+def inputs_changed(layer: keras.Layer, change: Callable[[tf.Tensor], tf.Tensor]) -> Iterator[None]:
     """Meanwhile the layer is called on `change(inputs)` in place of its first argument."""
     call = layer.call
 
@@ -291,16 +299,16 @@ class Step:
     outputs: object
 
     @functools.cached_property
-    def reads(self):
+    def reads(self) -> frozenset[int]:
         """Numbers of the tensors that it is called on."""
         return frozenset(map(_number, _slots((self.args, self.kwargs))))
 
     @functools.cached_property
-    def writes(self):
+    def writes(self) -> frozenset[int]:
         """Numbers of the tensors that it returns."""
         return frozenset(map(_number, _slots(self.outputs)))
 
-    def run(self, tensors, **options):
+    def run(self, tensors: dict[int, tf.Tensor], **options: object) -> None:
         """Call the layer on `tensors`, a dict by number, and add there what it returns."""
 
         def value(part):
@@ -329,7 +337,7 @@ class Graph:
     inputs: tuple
     outputs: tuple
 
-    def last_readers(self):
+    def last_readers(self) -> dict[int, int]:
         """For the number of each tensor, the position of the last step that reads it."""
         last = {n: len(self.steps) for n in self.outputs}
         for position, step in reversed(list(enumerate(self.steps))):
@@ -341,7 +349,7 @@ class Graph:
 _GRAPHS = weakref.WeakKeyDictionary()
 
 
-def steps(model):
+def steps(model: keras.Model) -> tuple[Step, ...]:
     """The operations of a functional or sequential model in topological order.
 
     Parameters
@@ -365,7 +373,7 @@ def steps(model):
 _TAKING_FLOATS = weakref.WeakKeyDictionary()
 
 
-def taking_floats(model):
+def taking_floats(model: keras.Model) -> keras.Model:
     """A functional model of uint8 images as one, with the same layers, of floats in [−1, 1].
 
     A functional model casts its input to one type, and pixels mean something else than floats.
@@ -383,7 +391,7 @@ def taking_floats(model):
     return _TAKING_FLOATS[model]
 
 
-def graph_of(model):
+def graph_of(model: keras.Model) -> Graph | None:
     """The `Graph` of a functional or sequential model, or None of another."""
     # Listing the steps adds a node to each layer: it is done once.
     if model not in _GRAPHS:
@@ -451,14 +459,14 @@ def _functional(model):
 class Cast(keras.Operation):
     """To the dtype of a nested model's input, as Keras does it there."""
 
-    def __init__(self, dtype, name=None):
+    def __init__(self, dtype: str, name: str | None = None):
         super().__init__(name=name)
         self._dtype = dtype
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
         return keras.ops.cast(x, self._dtype)
 
-    def compute_output_spec(self, x):
+    def compute_output_spec(self, x: keras.KerasTensor) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, self._dtype)
 
 

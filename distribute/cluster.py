@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 
 from utils import is_whole, require
 
@@ -96,7 +97,7 @@ def _is_address(value):
     return bool(found) and 0 < int(found[1]) < 2**16
 
 
-def cluster_from_environment(environment: dict = os.environ) -> Cluster | None:
+def cluster_from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     """The cluster that TF_CONFIG describes.
 
     Parameters

@@ -4,8 +4,11 @@ import contextlib
 import json
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import utils  # First: its settings are read when TensorFlow is imported.
+from distribute.cluster import Cluster
 
 # isort: split
 import numpy as np
@@ -35,7 +38,9 @@ class _Workers(tf.distribute.MultiWorkerMirroredStrategy):
         return super().reduce(reduce_op, value, axis)
 
 
-def training_strategy(cluster=None, batch_size=0):
+def training_strategy(
+    cluster: Cluster | None = None, batch_size: int = 0
+) -> tuple[tf.distribute.Strategy | None, str]:
     """What to train on: all workers of a cluster, else all GPUs of this machine, else one device.
 
     Must come before anything is computed.
@@ -70,7 +75,7 @@ def training_strategy(cluster=None, batch_size=0):
     return None, "one GPU" if gpus else "one device, the processor"
 
 
-def require_shares(batch_size, replicas):
+def require_shares(batch_size: int, replicas: int) -> None:
     """Raise ValueError unless all replicas get equal shares of a batch."""
     utils.require(
         batch_size % replicas == 0,
@@ -78,13 +83,15 @@ def require_shares(batch_size, replicas):
     )
 
 
-def is_chief(strategy):
+def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
     """Is this the process that reads and writes files and talks?"""
     return not isinstance(strategy, _Workers) or strategy.cluster.is_chief
 
 
-def from_chief(strategy, value):
-    """The chief's `value`, an array, on every worker; elsewhere only its shape and type count."""
+def from_chief(
+    strategy: tf.distribute.Strategy | None, value: np.ndarray | int
+) -> np.ndarray | int:
+    """The chief's array or number on every worker; elsewhere only its shape and type count."""
     if not isinstance(strategy, _Workers):
         return value
     value = np.asarray(value)
@@ -92,7 +99,9 @@ def from_chief(strategy, value):
     return strategy.reduce(tf.distribute.ReduceOp.SUM, own).numpy()
 
 
-def on_chief(strategy, function, *arguments):
+def on_chief(
+    strategy: tf.distribute.Strategy | None, function: Callable, *arguments: object
+) -> Any:
     """Call the function on the chief alone, and return its result, or raise its error, on all.
 
     Parameters
@@ -124,7 +133,7 @@ def on_chief(strategy, function, *arguments):
 
 
 @contextlib.contextmanager
-def lost_workers_named(strategy):
+def lost_workers_named(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
     """Turn the framework's errors after the loss of a worker into a ConnectionError of one line."""
     cluster = getattr(strategy, "cluster", None)
     try:
@@ -141,7 +150,9 @@ def lost_workers_named(strategy):
         ) from None
 
 
-def distributed(strategy, batches):
+def distributed(
+    strategy: tf.distribute.Strategy | None, batches: Callable[..., tf.data.Dataset]
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """A data set as `fit` takes it on `strategy`.
 
     Parameters
@@ -162,7 +173,9 @@ def distributed(strategy, batches):
     return strategy.distribute_datasets_from_function(of_worker)
 
 
-def seconds_to_sum(strategy, shapes, repeats=5):
+def seconds_to_sum(
+    strategy: tf.distribute.Strategy, shapes: Sequence[tuple[int, ...]], repeats: int = 5
+) -> float:
     """Median time in which the workers sum float32 tensors of these shapes."""
     tensors = [tf.zeros(shape) for shape in shapes]
 
