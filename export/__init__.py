@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from files import (
     HALF_WRITTEN,
@@ -19,7 +20,12 @@ from files import (
     write_json,
     write_text,
 )
-from utils import require, require_packable
+from utils import NetworkParams, require, require_packable
+
+if TYPE_CHECKING:
+    import keras
+
+    from packed.run import Trained
 
 # What tells that a folder is an export, and may be replaced by another.
 RECORD = "export.json"
@@ -34,7 +40,7 @@ FORMATS = {
 LAYOUT = "{} × {} × {} bytes an image: rows, columns, channels. A pixel x means 2x/255 − 1."
 
 
-def check(params, folder):
+def check(params: NetworkParams | None, folder: str | os.PathLike) -> None:
     """Raise ValueError, with the reason, if a network cannot be exported or `folder` is taken.
 
     Parameters
@@ -54,7 +60,9 @@ def check(params, folder):
     require(ours, f"{folder} is not empty and holds no {RECORD}: export to another folder")
 
 
-def export(network, folder, about=None):
+def export(
+    network: "keras.Model | Trained", folder: str | os.PathLike, about: dict | None = None
+) -> list[str]:
     """Write a network to `folder` in all forms, whole or not at all.
 
     An earlier export in `folder` is replaced. Formats whose package is not installed are left out.

@@ -5,6 +5,7 @@ operations of `Scores` one by one, so they are equal to those of the float netwo
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from packed.program import (
     Logic,
     Pool,
     Product,
+    Program,
     Reshape,
     Scores,
     Shortcut,
@@ -34,7 +36,7 @@ WORD_BITS = 64
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def sources(program, about=()):
+def sources(program: Program, about: Sequence[str] = ()) -> dict[str, str]:
     """The C files of a program.
 
     Parameters
@@ -351,7 +353,7 @@ def _shape(step, reads, makes):
     }
 
 
-def inverse_deviation(scores):
+def inverse_deviation(scores: Scores) -> np.ndarray:
     """The factor of each unit's batch norm, float32: (moving_variance + EPSILON)^(−1/2)."""
     import tensorflow as tf
 

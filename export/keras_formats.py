@@ -4,6 +4,7 @@ Keras writes them all. They take uint8 images and give the float network's score
 """
 
 import contextlib
+import os
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow as tf
 KINDS = {"SavedModel": "tf_saved_model", "LiteRT": "litert", "ONNX": "onnx"}
 
 
-def write(model, name, path):
+def write(model: keras.Model, name: str, path: str | os.PathLike) -> None:
     """Write a Keras model to the file or folder `path`.
 
     Parameters

@@ -6,6 +6,7 @@ to half-way between two whole numbers, so that no rounding decides.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from packed.program import (
     Logic,
     Pool,
     Product,
+    Program,
     Reshape,
     Scores,
     Shortcut,
@@ -22,11 +24,14 @@ from packed.program import (
     Threshold,
 )
 
+if TYPE_CHECKING:
+    import onnx
+
 DOMAIN = "qonnx.custom_op.general"
 OPSET = 13
 
 
-def model_of(program, about=None, batch=1):
+def model_of(program: Program, about: dict | None = None, batch: int = 1) -> "onnx.ModelProto":
     """The QONNX model of a program.
 
     Parameters

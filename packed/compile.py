@@ -38,7 +38,7 @@ BITS = (graph_ops.Sign, graph_ops.Ternary)
 ROWS = 512
 
 
-def compile_model(model, about=None):
+def compile_model(model: keras.Model, about: dict | None = None) -> Program:
     """The program that computes what a Keras model computes, bit for bit.
 
     Parameters

@@ -14,10 +14,11 @@ Value 0 is the images, value k is what step k − 1 makes of earlier values. Ima
 import dataclasses
 import json
 import math
+import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -67,16 +68,16 @@ class Step:
     name: str
     inputs: tuple
 
-    def made_of(self, *values):
+    def made_of(self, *values: Value) -> Value:
         """The `Value` made of those that it reads, or ValueError."""
         raise NotImplementedError
 
-    def array_types(self, *values):
+    def array_types(self, *values: Value) -> dict[str, tuple[type, tuple]]:
         """(dtype, shape) of each array that it holds, by name, if it reads `values`."""
         del values
         return {}
 
-    def check_arrays(self):
+    def check_arrays(self) -> None:
         """Raise ValueError if numbers in the arrays make no sense; types are checked elsewhere."""
 
 
@@ -116,7 +117,9 @@ class Product(Step):
     nonzero: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
-    def of_weights(cls, name, inputs, weights, **options):
+    def of_weights(
+        cls, name: str, inputs: tuple[int, ...], weights: np.ndarray, **options: object
+    ) -> Self:
         """A step from its weights, an array of −1, 0 and +1 in the shape of `kernel`."""
         planes = {"sign": np.packbits(weights > 0)}
         if not np.all(weights):
@@ -125,11 +128,11 @@ class Product(Step):
         return cls(name, inputs, weights.shape, ternary=ternary, **planes, **options)
 
     @property
-    def largest(self):
+    def largest(self) -> int:
         """No product exceeds it in magnitude."""
         return math.prod(self.kernel[:-1]) * self.largest_input
 
-    def plane(self, name):
+    def plane(self, name: str) -> np.ndarray:
         """Bits of 'sign' or 'nonzero', uint8 in the shape of `kernel`."""
         if name == "nonzero" and not self.ternary:
             return np.ones(self.kernel, np.uint8)
@@ -137,11 +140,11 @@ class Product(Step):
         return bits.reshape(self.kernel)
 
     @property
-    def weights(self):
+    def weights(self) -> np.ndarray:
         """−1, 0 and +1, int8 in the shape of `kernel`."""
         return self.plane("nonzero").view(np.int8) * (2 * self.plane("sign").view(np.int8) - 1)
 
-    def made_of(self, value):
+    def made_of(self, value: Value) -> Value:
         kernel = self.kernel
         require(value.kind in self.reads, f"{self.name} cannot multiply {value.kind}")
         require(
@@ -166,7 +169,7 @@ class Product(Step):
     def _positions(self, size, taps, stride):
         return -(-size // stride) if self.padding == "same" else (size - taps) // stride + 1
 
-    def array_types(self, value):
+    def array_types(self, value: Value) -> dict[str, tuple[type, tuple]]:
         shape = (-(-math.prod(self.kernel) // 8),)
         return dict.fromkeys(self.held if self.ternary else ("sign",), (np.uint8, shape))
 
@@ -195,14 +198,14 @@ class Levels(Step):
 
     table: np.ndarray | None = field(default=None, repr=False)
 
-    def made_of(self, value):
+    def made_of(self, value: Value) -> Value:
         require(value.kind == "pixels", f"{self.name} rounds {value.kind} as pixels")
         return value
 
-    def array_types(self, value):
+    def array_types(self, value: Value) -> dict[str, tuple[type, tuple]]:
         return {"table": (np.uint8, (256,))}
 
-    def check_arrays(self):
+    def check_arrays(self) -> None:
         require((np.diff(self.table.astype(int)) >= 0).all(), f"the table of {self.name} falls")
 
 
@@ -225,12 +228,12 @@ class Threshold(Step):
     upper: np.ndarray | None = field(default=None, repr=False)
     lower: np.ndarray | None = field(default=None, repr=False)
 
-    def made_of(self, value):
+    def made_of(self, value: Value) -> Value:
         require(value.kind == "integers", f"{self.name} has a threshold on {value.kind}")
         require(isinstance(self.ternary, bool), f"{self.name} is neither binary nor ternary")
         return Value("ternary" if self.ternary else "binary", value.shape)
 
-    def array_types(self, value):
+    def array_types(self, value: Value) -> dict[str, tuple[type, tuple]]:
         names = self.held if self.ternary else ("upper",)
         return dict.fromkeys(names, (np.int32, value.shape[-1:]))
 
@@ -252,7 +255,7 @@ class Slices(Step):
     slices: int = 1
     thresholds: np.ndarray | None = field(default=None, repr=False)
 
-    def made_of(self, value):
+    def made_of(self, value: Value) -> Value:
         require(
             value.kind == "pixels" and len(value.shape) == 3,
             f"{self.name} cannot slice {value.kind} of {value.shape}",
@@ -262,7 +265,7 @@ class Slices(Step):
         rows, columns, channels = value.shape
         return Value("binary", (rows, columns, self.slices * channels))
 
-    def array_types(self, value):
+    def array_types(self, value: Value) -> dict[str, tuple[type, tuple]]:
         del value
         return {"thresholds": (np.uint8, (self.slices,))}
 
@@ -281,7 +284,7 @@ class Logic(Step):
 
     operation: str = "xnor"
 
-    def made_of(self, value, other):
+    def made_of(self, value: Value, other: Value) -> Value:
         both = value == other and value.kind == "binary" and len(value.shape) == 3
         require(both, f"{self.name} cannot join {value} and {other}")
         require(self.operation in ("xnor", "or"), f"{self.name} has no proper operation")
@@ -306,13 +309,13 @@ class Shortcut(Step):
 
     upper: np.ndarray | None = field(default=None, repr=False)
 
-    def made_of(self, value, other):
+    def made_of(self, value: Value, other: Value) -> Value:
         kinds = value.kind, other.kind
         fits = kinds == ("integers", "binary") and value.shape == other.shape
         require(fits and len(value.shape) == 3, f"{self.name} cannot add {other} to {value}")
         return other
 
-    def array_types(self, value, other):
+    def array_types(self, value: Value, other: Value) -> dict[str, tuple[type, tuple]]:
         del other
         return {"upper": (np.int32, (2, value.shape[-1]))}
 
@@ -323,7 +326,7 @@ class Pool(Step):
 
     kind = "pool"
 
-    def made_of(self, value):
+    def made_of(self, value: Value) -> Value:
         require(
             value.kind in ("binary", "ternary") and len(value.shape) == 3,
             f"{self.name} cannot pool {value.kind} of {value.shape}",
@@ -338,7 +341,7 @@ class Reshape(Step):
 
     kind = "reshape"
 
-    def made_of(self, value):
+    def made_of(self, value: Value) -> Value:
         require(value.kind != "scores", f"{self.name} cannot reshape scores")
         return Value(value.kind, (math.prod(value.shape),))
 
@@ -364,7 +367,7 @@ class Scores(Step):
     moving_variance: np.ndarray | None = field(default=None, repr=False)
     beta: np.ndarray | None = field(default=None, repr=False)
 
-    def made_of(self, value):
+    def made_of(self, value: Value) -> Value:
         require(
             value.kind == "integers" and len(value.shape) == 1,
             f"{self.name} cannot make scores of {value.kind} of {value.shape}",
@@ -372,10 +375,10 @@ class Scores(Step):
         require(self.scale in (1.0, 1 / 255), f"{self.name} has the scale {self.scale!r}")
         return Value("scores", value.shape)
 
-    def array_types(self, value):
+    def array_types(self, value: Value) -> dict[str, tuple[type, tuple]]:
         return dict.fromkeys(self.held, (np.float32, value.shape))
 
-    def check_arrays(self):
+    def check_arrays(self) -> None:
         finite = all(np.isfinite(getattr(self, name)).all() for name in self.held)
         require(finite, f"the batch norm of {self.name} holds NaN or infinity")
         require((self.moving_variance >= 0).all(), f"a variance of {self.name} is negative")
@@ -471,7 +474,7 @@ class Program:
         for step in self.steps:
             step.check_arrays()
 
-    def arrays(self):
+    def arrays(self) -> dict[str, np.ndarray]:
         """All arrays of the steps, by their names in a file: that of the field, then the step."""
         return {
             _array_name(name, number): getattr(step, name)
@@ -480,7 +483,7 @@ class Program:
             if getattr(step, name) is not None
         }
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Write the program to `path`, whole or not at all.
 
         Parameters
@@ -505,7 +508,7 @@ class Program:
             np.savez(file, header=text, **self.arrays())
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> "Program":
         """Open what `save` wrote, now or in an earlier format.
 
         Only arrays of numbers are read, each of the type and shape that the steps demand; nothing

@@ -6,6 +6,8 @@ packing of its bits. Weights are its arguments: constants would be folded for mi
 
 import dataclasses
 import math
+import os
+from typing import Protocol, Self
 
 import graph_ops
 from fast import bits, compiled
@@ -24,7 +26,7 @@ from packed.program import (
     Threshold,
 )
 from stream import INFERENCE_BATCH
-from utils import require, require_packable
+from utils import NetworkParams, require, require_packable
 
 # isort: split
 import keras
@@ -33,6 +35,18 @@ import tensorflow as tf
 
 # The steps are Python, unrolled while TensorFlow traces: there is nothing for it to convert.
 _plain = tf.autograph.experimental.do_not_convert
+
+
+class Trained(Protocol):
+    """A network that knows its parameters and its Keras model, as `BinaryNeuralNetwork` does."""
+
+    @property
+    def network_params(self) -> NetworkParams:
+        """What the network is."""
+
+    @property
+    def model(self) -> keras.Model:
+        """From uint8 images to scores."""
 
 
 class PackedNetwork:
@@ -55,7 +69,7 @@ class PackedNetwork:
     out_dim : int
     """
 
-    def __init__(self, program):
+    def __init__(self, program: Program):
         self.program = program
         self.in_dim, self.out_dim = program.in_dim, program.out_dim
         self._depths = _depths(program)
@@ -65,7 +79,7 @@ class PackedNetwork:
     # Packing
 
     @classmethod
-    def from_network(cls, network):
+    def from_network(cls, network: keras.Model | Trained) -> Self:
         """Pack a trained network.
 
         Parameters
@@ -84,12 +98,12 @@ class PackedNetwork:
         about = {"network_params": dataclasses.asdict(network.network_params)}
         return cls(compile_model(network.model, about))
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Write the network to `path`, whole or not at all; see `Program.save`."""
         self.program.save(path)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> Self:
         """Open what `save` wrote; see `Program.load`.
 
         Raises
@@ -103,7 +117,7 @@ class PackedNetwork:
 
     # Inference
 
-    def predict(self, x):
+    def predict(self, x: np.ndarray) -> np.ndarray:
         """Scores, equal to those of the float32 network.
 
         Parameters
@@ -131,11 +145,11 @@ class PackedNetwork:
             scores.append(self.scores_of(products)[: len(images)])
         return np.concatenate(scores)
 
-    def classify(self, x):
+    def classify(self, x: np.ndarray) -> np.ndarray:
         """Labels with the highest score, integers of shape (n,); `x` as in `predict`."""
         return self.predict(x).argmax(axis=1)
 
-    def hidden_bits(self, x):
+    def hidden_bits(self, x: np.ndarray) -> list[np.ndarray | tuple[np.ndarray, np.ndarray]]:
         """Packed activations of every layer but the output, for tests and for the curious.
 
         Returns
@@ -174,7 +188,7 @@ class PackedNetwork:
         require(on_grid.all(), "float32 images must hold 2u/255 − 1 for whole numbers u")
         return pixels
 
-    def scores_of(self, products):
+    def scores_of(self, products: np.ndarray | tf.Tensor) -> np.ndarray:
         """Scores of dot products of the output layer.
 
         Parameters
