@@ -7,6 +7,9 @@ weights.
 
 import dataclasses
 import math
+import os
+from collections.abc import Sequence
+from typing import Self
 
 import checkpoint
 import geometry
@@ -33,6 +36,7 @@ from utils import (
 # isort: split
 import keras
 import numpy as np
+import tensorflow as tf
 
 __all__ = [
     "NETWORKS",
@@ -58,7 +62,14 @@ class BinaryModel(keras.Model):
     built again.
     """
 
-    def __init__(self, in_dim, out_dim, network_params, training_params, **kwargs):
+    def __init__(
+        self,
+        in_dim: Sequence[int],
+        out_dim: int,
+        network_params: dict,
+        training_params: dict,
+        **kwargs: object,
+    ):
         network = NetworkParams(**network_params)
         trained = TrainingParams(**training_params)
         images = keras.Input(tuple(in_dim), dtype="uint8", name="images")
@@ -73,11 +84,11 @@ class BinaryModel(keras.Model):
             "training_params": dataclasses.asdict(trained),
         }
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return dict(self._parameters)
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> Self:
         return cls(**config)
 
 
@@ -108,10 +119,10 @@ class BinaryNeuralNetwork:
 
     def __init__(
         self,
-        in_dim,
-        out_dim,
-        network_params=NetworkParams(),
-        training_params=TrainingParams(),
+        in_dim: Sequence[int],
+        out_dim: int,
+        network_params: NetworkParams = NetworkParams(),
+        training_params: TrainingParams = TrainingParams(),
     ):
         in_dim = frozen(in_dim)
         require(
@@ -151,17 +162,17 @@ class BinaryNeuralNetwork:
                 )
 
     @property
-    def layers(self):
+    def layers(self) -> list[graph_ops.QuantConv2D | graph_ops.QuantDense]:
         """All layers with a kernel, `QuantConv2D` and `QuantDense`, from input to output."""
         return [layer for layer in self.model.layers if hasattr(layer, "latent_kernel")]
 
     @property
-    def norms(self):
+    def norms(self) -> list[graph_ops.ShiftBatchNormalization]:
         """The batch norms, from input to output."""
         kind = graph_ops.ShiftBatchNormalization
         return [layer for layer in self.model.layers if isinstance(layer, kind)]
 
-    def model_for(self, x):
+    def model_for(self, x: np.ndarray) -> keras.Model:
         """The Keras model that takes images of the type of `x`, uint8 or float32.
 
         Both have the same layers. A functional model casts its input to one type, and pixels mean
@@ -170,7 +181,7 @@ class BinaryNeuralNetwork:
         return self.model if np.asarray(x).dtype == np.uint8 else walk.taking_floats(self.model)
 
     @property
-    def weight_count(self):
+    def weight_count(self) -> int:
         """Number of latent weights."""
         return sum(math.prod(layer.latent_kernel.shape) for layer in self.layers)
 
@@ -178,16 +189,16 @@ class BinaryNeuralNetwork:
 
     def fit(
         self,
-        x_train,
-        y_train,
-        x_valid=None,
-        y_valid=None,
-        callbacks=(),
-        state=None,
-        strategy=None,
-        epochs=None,
-        verbose="auto",
-    ):
+        x_train: np.ndarray,
+        y_train: np.ndarray,
+        x_valid: np.ndarray | None = None,
+        y_valid: np.ndarray | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        state: str | os.PathLike | None = None,
+        strategy: tf.distribute.Strategy | None = None,
+        epochs: int | None = None,
+        verbose: str | int = "auto",
+    ) -> Self:
         """Train for `training_params.epochs` epochs, as `training.fit` does.
 
         Parameters
@@ -269,7 +280,7 @@ class BinaryNeuralNetwork:
     def _patch_length(self):
         return self.network_params.filter_size**2 * self.in_dim[-1]
 
-    def first_patches(self, x):
+    def first_patches(self, x: np.ndarray) -> geometry.PatchCovariance:
         """Mean and covariance of the patches that the first layer sees in images `x`.
 
         Returns
@@ -284,7 +295,7 @@ class BinaryNeuralNetwork:
         return statistics
 
     @property
-    def gradient_averages(self):
+    def gradient_averages(self) -> dict[str, np.ndarray]:
         """m, Bop's average of gradients, of each binary kernel: an array by its layer's name.
 
         Empty if the training kept none; see `TrainingParams.bop_gamma`.
@@ -295,7 +306,7 @@ class BinaryNeuralNetwork:
 
     # Inference
 
-    def predict(self, x):
+    def predict(self, x: np.ndarray) -> np.ndarray:
         """Scores, computed in float32.
 
         Parameters
@@ -311,18 +322,18 @@ class BinaryNeuralNetwork:
         batches = batches_in_order(x, batch_size=stream.INFERENCE_BATCH)
         return self.model_for(x).predict(batches, verbose=0)
 
-    def classify(self, x):
+    def classify(self, x: np.ndarray) -> np.ndarray:
         """Labels with the highest score, integers of shape (n,); `x` as in `predict`."""
         return self.predict(x).argmax(axis=1)
 
-    def score(self, x, y):
+    def score(self, x: np.ndarray, y: np.ndarray) -> float:
         """Accuracy on images `x` with labels `y`, between 0 and 1."""
         x, y = self._labelled(x, y)
         return float(np.mean(self.classify(x) == y))
 
     # Experiments
 
-    def with_weights(self, substitute):
+    def with_weights(self, substitute: Sequence[str]) -> "BinaryNeuralNetwork":
         """A copy of the network in which some layers multiply with their latent weights.
 
         Parameters
@@ -356,7 +367,7 @@ class BinaryNeuralNetwork:
         copy.model.set_weights(self.model.get_weights())
         return copy
 
-    def refit_batch_norm(self, x):
+    def refit_batch_norm(self, x: np.ndarray) -> Self:
         """Re-estimate the statistics of every batch norm: mean and variance over all of `x`.
 
         Layer after layer, as each layer's statistics shape what the next one sees, in float32
@@ -375,7 +386,7 @@ class BinaryNeuralNetwork:
         stream.refit_batch_norm(self.model, self._checked(x))
         return self
 
-    def inspect_network(self, x):
+    def inspect_network(self, x: np.ndarray) -> dict:
         """Weights and activations of every layer, for the images `x`.
 
         Parameters
@@ -475,7 +486,7 @@ class BinaryNeuralNetwork:
 
     # Checkpoints
 
-    def save(self, path, compact=False):
+    def save(self, path: str | os.PathLike, compact: bool = False) -> None:
         """Write a `.keras` file with parameters and weights, whole or not at all.
 
         Parameters
@@ -494,7 +505,7 @@ class BinaryNeuralNetwork:
         checkpoint.save(self._copy().model, path, compact, self.gradient_averages)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> Self:
         """Open what `save` wrote.
 
         Only parameters, which are checked like any others, and arrays are read: no code from the
@@ -515,7 +526,7 @@ class BinaryNeuralNetwork:
         network.load_weights(path)
         return network
 
-    def load_weights(self, path):
+    def load_weights(self, path: str | os.PathLike) -> None:
         """Take over the weights of the checkpoint at `path`, of the same network.
 
         Raises
@@ -526,7 +537,7 @@ class BinaryNeuralNetwork:
         checkpoint.load_weights(self.model, path)
         self._averages = checkpoint.gradient_averages(self.model, path)
 
-    def export(self, folder, about=None):
+    def export(self, folder: str | os.PathLike, about: dict | None = None) -> list[str]:
         """Write the network to `folder` as C, SavedModel, LiteRT, ONNX and QONNX.
 
         See `export.export`.

@@ -217,7 +217,13 @@ def _correlation(a, b):
 # --- Controls ---------------------------------------------------------------------------------
 
 
-def control_measurements(network, floating, x, x_train, progress=False):
+def control_measurements(
+    network: BinaryNeuralNetwork,
+    floating: BinaryNeuralNetwork | None,
+    x: np.ndarray,
+    x_train: np.ndarray,
+    progress: bool = False,
+) -> dict:
     """Angles and r of a trained network beside what they are without its training.
 
     Parameters

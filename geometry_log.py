@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import geometry
+from bnn import BinaryNeuralNetwork
 from files import atomic_path
 from measure import layer_weights, measure_layers
 from plotting import figure_pixels, plot_dot_products
@@ -38,7 +39,13 @@ class GeometryLog(keras.callbacks.Callback):
 
     COLUMNS = ("epochs", "layer", "angle", "angle_sd", "kurtosis", "r", "flips")
 
-    def __init__(self, network, x, path, tensorboard=None):
+    def __init__(
+        self,
+        network: BinaryNeuralNetwork,
+        x: np.ndarray,
+        path: str | os.PathLike,
+        tensorboard: str | os.PathLike | None = None,
+    ):
         super().__init__()
         self.network, self.x, self.path = network, x, Path(path)
         self._tensorboard, self._board = tensorboard, None

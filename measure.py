@@ -6,13 +6,14 @@ results do not depend on the batch size.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import geometry
 import walk
 from bnn import BinaryNeuralNetwork, scaled
 from fast.store import Store
-from graph_ops import Clip, RotatedConv2D, Sign, Ternary
+from graph_ops import Clip, Quantizer, RotatedConv2D, Sign, Ternary
 from stream import INFERENCE_BATCH
 from utils import require
 
@@ -138,51 +139,51 @@ class LayerMeasurement:
     textured: np.ndarray = field(default=None, repr=False)
 
     @property
-    def convolutional(self):
+    def convolutional(self) -> bool:
         return self.window is not None
 
     @property
-    def angles(self):
+    def angles(self) -> np.ndarray:
         """Angle(w^c, w^b) of each unit in radians, shape (units,)."""
         return geometry.unit_angles(self.wc, self.wb)
 
     @property
-    def sign_agreement(self):
+    def sign_agreement(self) -> float:
         """Share of the weights w^b with the sign of w^c: 1 unless something stands for w^c."""
         return float(np.mean(np.sign(self.wc) == np.sign(self.wb)))
 
     @property
-    def tau(self):
+    def tau(self) -> float:
         """Threshold over the standard deviation of the latent weights, t/σ."""
         return self.threshold / self.wc.std()
 
     @property
-    def sd_over_initial(self):
+    def sd_over_initial(self) -> float:
         """Standard deviation of the latent weights over that of the published initialization."""
         return self.wc.std() / geometry.glorot_sd(self.wc.shape)
 
     @property
-    def kurtosis(self):
+    def kurtosis(self) -> float:
         """Mean over units of each unit's own: pooling would mix scales."""
         return np.nanmean(geometry.unit_kurtosis(self.wc))
 
     @property
-    def shape_angle(self):
+    def shape_angle(self) -> float:
         """The angle in radians that the kurtosis alone predicts."""
         return geometry.shape_angle(self.kurtosis, self.tau)
 
     @property
-    def peaked_angle(self):
+    def peaked_angle(self) -> tuple[float, float]:
         """`geometry.peaked_shape_angle`: of kurtosis and peak together, and the peak."""
         return geometry.peaked_shape_angle(self.kurtosis, self.near_threshold, self.tau)
 
     @property
-    def near_threshold(self):
+    def near_threshold(self) -> float:
         """The share of weights near the quantizer's threshold, zero for the sign."""
         return geometry.near_threshold_share(self.wc, self.threshold)
 
     @property
-    def spread_ratio(self):
+    def spread_ratio(self) -> float:
         """Spread of the units' cosines over that of units drawn from one pool.
 
         By `geometry.iid_cosine_sd`; a ternary layer's weights are dealt out to its units anew.
@@ -195,12 +196,12 @@ class LayerMeasurement:
         return spread / np.nanstd(np.cos(geometry.unit_angles(*dealt)))
 
     @property
-    def shares(self):
+    def shares(self) -> list[float]:
         """Shares of negative, zero and positive quantized weights."""
         return [float(np.mean(np.sign(self.wb) == sign)) for sign in (-1, 0, 1)]
 
     @property
-    def theory(self):
+    def theory(self) -> tuple[float, float]:
         """Mean angle in radians of Gaussian weights, and its standard deviation for this fan-in.
 
         Ternary quantizers have a closed form only for many dimensions: their deviation is nan.
@@ -270,13 +271,13 @@ class _Pilot:
 
 
 def measure_layers(
-    model,
-    x,
-    batch_size=INFERENCE_BATCH,
-    progress=False,
-    quantizer=Sign(),  # noqa: B008
-    latent=None,
-):
+    model: BinaryNeuralNetwork | keras.Model,
+    x: np.ndarray,
+    batch_size: int = INFERENCE_BATCH,
+    progress: bool = False,
+    quantizer: Quantizer = Sign(),  # noqa: B008
+    latent: dict[str, np.ndarray] | None = None,
+) -> list[LayerMeasurement]:
     """Measure angles and dot products of every product of a network.
 
     Parameters
@@ -335,13 +336,13 @@ def measure_layers(
 
 
 def measure_network(
-    network,
-    x,
-    x_train,
-    batch_size=INFERENCE_BATCH,
-    progress=False,
-    quantizer=Sign(),  # noqa: B008
-):
+    network: BinaryNeuralNetwork | keras.Model,
+    x: np.ndarray,
+    x_train: np.ndarray,
+    batch_size: int = INFERENCE_BATCH,
+    progress: bool = False,
+    quantizer: Quantizer = Sign(),  # noqa: B008
+) -> list[LayerMeasurement]:
     """Measure everything that the paper's claims about a trained network need.
 
     Parameters
@@ -368,13 +369,16 @@ def measure_network(
     return measured
 
 
-def layer_weights(network, quantizer=Sign()):  # noqa: B008
+def layer_weights(
+    network: BinaryNeuralNetwork,
+    quantizer: Quantizer = Sign(),  # noqa: B008
+) -> list[LayerMeasurement]:
     """A `LayerMeasurement` of every layer of a `BinaryNeuralNetwork`, of its weights only."""
     x = np.zeros((1, *network.in_dim), np.uint8)
     return _probed(network.model, x, quantizer, _stand_ins(network))[0]
 
 
-def momentum_of(network):
+def momentum_of(network: BinaryNeuralNetwork) -> dict[str, np.ndarray]:
     """−m of a network whose training kept averages of gradients, an array by its layer's name.
 
     Where there are no latent weights, as with Bop, it is what comes closest: latent weights under
@@ -567,7 +571,7 @@ def _measure_covariances(model, measured, x, quantizer, batch_size, progress):
             result.deflated_r = geometry.predicted_correlation(*kernels[name], covariance)
 
 
-def sampled_patches(x, window, first):
+def sampled_patches(x: np.ndarray, window: walk.Window | None, first: int) -> np.ndarray:
     """Patches of each image at random positions.
 
     Parameters
@@ -608,7 +612,7 @@ def sampled_patches(x, window, first):
 # --- Tables -----------------------------------------------------------------------------------
 
 
-def format_table(measured):
+def format_table(measured: Sequence[LayerMeasurement]) -> str:
     """The layers' geometry and cost as two plain-text tables, angles in degrees."""
     return f"{_geometry_table(measured)}\n\n{cost_table(measured)}"
 
@@ -628,7 +632,7 @@ def _geometry_table(measured):
     return _table(("layer", "d", "angle(wc, wb)", "Gaussian theory", "r", "|w| = 1"), rows)
 
 
-def cost_table(measured):
+def cost_table(measured: Sequence[LayerMeasurement]) -> str:
     """What the layers hold and compute, as a plain-text table with the sums in its last line.
 
     Multiply-adds are those of one image. On bits are those of a quantized layer whose input is

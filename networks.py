@@ -7,13 +7,14 @@ import collections
 
 import graph_ops
 import training
+from utils import NetworkParams, TrainingParams
 
 # isort: split
 import keras
 import numpy as np
 
 
-def scaled(images):
+def scaled(images: np.ndarray) -> np.ndarray:
     """Images as the network sees them: uint8 means 2x/255 − 1, float32 is taken as it is."""
     return (2 * images.astype(np.float32) - 255) / 255 if images.dtype == np.uint8 else images
 
@@ -21,19 +22,21 @@ def scaled(images):
 class Layers:
     """Makes the layers of a network in order, each with its quantizers, its seed and its name."""
 
-    def __init__(self, params, training_params):
+    def __init__(self, params: NetworkParams, training_params: TrainingParams):
         self._params, self._training = params, training_params
         self._made = collections.Counter()
         self._position, self._name = -1, ""
         # One seed per layer, none of them shared with the shuffling.
         self._seeds = np.random.SeedSequence(training_params.seed).generate_state(params.layers)
 
-    def images(self, x):
+    def images(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """Images, with their pixels rounded where `params` says so."""
         levels = self._params.input_levels
         return x if levels is None else graph_ops.PixelLevels(levels, name="levels")(x)
 
-    def conv(self, x, filters, strides=1, **options):
+    def conv(
+        self, x: keras.KerasTensor, filters: int, strides: int = 1, **options: object
+    ) -> keras.KerasTensor:
         """A quantized convolution, SAME; the first layer's may be quantized in another basis."""
         self._next("conv")
         size, options = (
@@ -47,17 +50,17 @@ class Layers:
             return graph_ops.RotatedConv2D(filters, size, basis=basis, **options)(x)
         return graph_ops.QuantConv2D(filters, size, **options)(x)
 
-    def dense(self, x, units, **options):
+    def dense(self, x: keras.KerasTensor, units: int, **options: object) -> keras.KerasTensor:
         """A quantized fully connected layer."""
         self._next("fc")
         options = self._options(self._seeds[self._position]) | options
         return graph_ops.QuantDense(units, name=self._name, **options)(x)
 
-    def pool(self, x):
+    def pool(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """2×2 max pooling."""
         return graph_ops.MaxPooling2D(name=f"{self._name}_pool")(x)
 
-    def norm(self, x, suffix="", **options):
+    def norm(self, x: keras.KerasTensor, suffix: str = "", **options: object) -> keras.KerasTensor:
         """Batch norm of what the last product was made into."""
         norm = graph_ops.ShiftBatchNormalization(
             self._training.bn_momentum,
@@ -68,17 +71,23 @@ class Layers:
         )
         return norm(x)
 
-    def bits(self, x):
+    def bits(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """The signs of what batch norm gives."""
         return keras.layers.Activation(graph_ops.Sign(), autocast=False)(x)
 
-    def shortcut(self, x, filters, strides):
+    def shortcut(self, x: keras.KerasTensor, filters: int, strides: int) -> keras.KerasTensor:
         """`x` in another shape: a quantized 1×1 convolution, then batch norm."""
         options = {**self._options(self._second_seed()), "strides": strides, "padding": "same"}
         name = f"{self._name}_shortcut"
         return self.norm(graph_ops.QuantConv2D(filters, 1, name=name, **options)(x), "_shortcut")
 
-    def recurrent(self, x, units, kind, step):
+    def recurrent(
+        self,
+        x: keras.KerasTensor,
+        units: int,
+        kind: str,
+        step: type[graph_ops.GRUStep | graph_ops.LSTMStep],
+    ) -> list[keras.KerasTensor]:
         """The states of a recurrent layer with quantized kernels, one for each time step.
 
         Products of the inputs share their statistics over all time steps. Those of the state have
@@ -160,7 +169,9 @@ class Layers:
         return graph_ops.get_quantizer(name, threshold=threshold)
 
 
-def paper_network(x, out_dim, params, layers):
+def paper_network(
+    x: keras.KerasTensor, out_dim: int, params: NetworkParams, layers: Layers
+) -> keras.KerasTensor:
     """The paper's network: images to scores.
 
     Convolutions, each with pooling where `params` says so and then batch norm, and fully connected
@@ -172,7 +183,9 @@ def paper_network(x, out_dim, params, layers):
     return _fully_connected(x, out_dim, params, layers)
 
 
-def residual_network(x, out_dim, params, layers):
+def residual_network(
+    x: keras.KerasTensor, out_dim: int, params: NetworkParams, layers: Layers
+) -> keras.KerasTensor:
     """The paper's network with a shortcut around every convolution but the first.
 
     Float activations are added to the output of batch norm, as in Bi-Real Net (Liu et al. 2018,
@@ -194,7 +207,9 @@ def _strided(params):
         yield filters, 2 * stride if pool else stride
 
 
-def boolean_network(x, out_dim, params, layers):
+def boolean_network(
+    x: keras.KerasTensor, out_dim: int, params: NetworkParams, layers: Layers
+) -> keras.KerasTensor:
     """`residual_network` with one bit in place of each float, as in BoolNet (Guo et al. 2021).
 
     The first layer reads thresholds of the pixels, and every activation is a sign. A shortcut is
@@ -212,7 +227,9 @@ def boolean_network(x, out_dim, params, layers):
     return _fully_connected(x, out_dim, params, layers)
 
 
-def gru_network(x, out_dim, params, layers):
+def gru_network(
+    x: keras.KerasTensor, out_dim: int, params: NetworkParams, layers: Layers
+) -> keras.KerasTensor:
     """A GRU that reads an image row by row, then the output layer.
 
     Kernels of inputs and states are quantized and their products batch-normed, as in Ardakani et
@@ -221,7 +238,9 @@ def gru_network(x, out_dim, params, layers):
     return _recurrent(x, out_dim, params, layers, graph_ops.GRUStep)
 
 
-def lstm_network(x, out_dim, params, layers):
+def lstm_network(
+    x: keras.KerasTensor, out_dim: int, params: NetworkParams, layers: Layers
+) -> keras.KerasTensor:
     """`gru_network` with LSTM layers."""
     return _recurrent(x, out_dim, params, layers, graph_ops.LSTMStep)
 

@@ -37,7 +37,7 @@ class RunFolder:
         If `path` is empty.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         require(str(path), "--out_dir is empty: name a folder")
         self.path = Path(path)
         self._lock = contextlib.ExitStack()
@@ -127,7 +127,7 @@ class RunFolder:
             write_text(path, "".join(f"{line}\n" for line in lines[: epochs + 1]))
 
 
-def read_record(path: str | os.PathLike) -> dict:
+def read_record(path: Path) -> dict:
     """The record at `path`; ValueError if it is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
