@@ -611,6 +611,9 @@ def main(argv=None):
     cli.add_argument("--data_dir", help="folder of the data sets (default: $BNN_DATA_DIR, data/)")
     cli.add_argument("--images", type=int, help="only the first test images (default: all)")
     cli.add_argument(
+        "--overwrite", action="store_true", help="replace a report of more images than --images"
+    )
+    cli.add_argument(
         "--rejudge",
         action="store_true",
         help="measure nothing: judge the report.json beside the checkpoint by today's conditions",
@@ -625,6 +628,8 @@ def main(argv=None):
         else:
             saved_parameters(args.checkpoint)
             require_writable(folder)
+            if args.images is not None and not args.overwrite:
+                _require_no_larger_report(args.checkpoint, args.images)
             report = measure_checkpoint(
                 args.checkpoint, args.data_dir, args.images, data_set=args.data_set
             )
@@ -633,6 +638,20 @@ def main(argv=None):
             print(f"{claim['id']:<16} {_HOLDS[claim['holds']]}")
         print(_tally(claims))
         print(folder / "report.md")
+
+
+def _require_no_larger_report(checkpoint, images):
+    path = Path(checkpoint).parent / "report.json"
+    try:
+        summary = _read(path)
+        stored = (
+            summary["test_images"] if summary["sha256"] == file_digest(checkpoint, "sha256") else 0
+        )
+        larger = stored > images
+    except (OSError, ValueError, TypeError, KeyError):
+        return  # There is no report, or a damaged one.
+    message = f"{path} was measured on {stored} images: --overwrite replaces it by one of {images}"
+    require(not larger, message)
 
 
 def _stored_summary(folder):

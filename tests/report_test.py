@@ -71,6 +71,15 @@ def test_the_report_is_stored_with_its_checkpoint_alone(checkpoint, capsys):
     (folder / "report.md").unlink()
     report.main([str(checkpoint), "--rejudge"])
     assert {path: path.read_bytes() for path in before} == before
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        report.main([str(checkpoint), "--images", "119"])
+    refusal = f"{folder / 'report.json'} was measured on 120 images"
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"report.py: error: {refusal}: --overwrite replaces it by one of 119\n"
+    )
+    assert {path: path.read_bytes() for path in before} == before
     data = load_data("digits")
     network = BinaryNeuralNetwork.load(checkpoint)
     fresh = measure.measure_network(network, data.x_test[:120], data.x_train)
