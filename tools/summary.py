@@ -59,7 +59,7 @@ def _reports(results, names):
     """From the title of each network that has reports to its reports, of all seeds."""
     found = {
         title: [
-            _read(path)
+            _read(path) | {"val_accuracy": _validation(path.parent)}
             for pattern in (name, f"{name}_seed*")
             for path in sorted(Path(results).glob(f"{pattern}/report.json"))
         ]
@@ -68,6 +68,16 @@ def _reports(results, names):
     found = {title: reports for title, reports in found.items() if reports}
     require(found, f"{results} holds no report of any of {', '.join(names.values())}")
     return found
+
+
+def _validation(folder):
+    """The validation accuracy after the last epoch."""
+    return float(_history(folder)[-1]["val_accuracy"])
+
+
+def _history(folder):
+    with open(folder / "history.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _convs(report):
@@ -86,8 +96,8 @@ def _over_seeds(values):
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
-def _accuracy(reports):
-    return _over_seeds([100 * report["test_accuracy"] for report in reports])
+def _accuracy(name):
+    return lambda reports: _over_seeds([100 * report[name] for report in reports])
 
 
 def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
@@ -157,6 +167,8 @@ def _points_lost(reports):
     return _range(lost, "{:.2f}")
 
 
+_TEST = ("test accuracy (%)", _accuracy("test_accuracy"))
+_VALIDATION = ("validation accuracy (%)", _accuracy("val_accuracy"))
 _ANGLE = ("angle between w<sup>c</sup> and w<sup>b</sup> (°)", _inner("angle", "{:.1f}"))
 _WEIGHTS = ("pooled r of A·w<sup>c</sup> and A·w<sup>b</sup>", _inner("weights_dot.r"))
 _ACTIVATIONS = (
@@ -165,7 +177,8 @@ _ACTIVATIONS = (
 )
 # What is measured; what the paper, theory or the condition says; the figure.
 QUANTITIES = (
-    ("test accuracy (%)", "CIFAR-10: 88.6 to 89.9 after 500 epochs", _accuracy),
+    (_TEST[0], "CIFAR-10: 88.6 to 89.9 after 500 epochs", _TEST[1]),
+    (_VALIDATION[0], "not published", _VALIDATION[1]),
     (_ANGLE[0], "37.07; less if ternary", _ANGLE[1]),
     (
         "distance to the Gaussian angle at t/σ (°)",
@@ -278,8 +291,8 @@ def paper_table(results="results"):
 
 
 def costs_table(results="results"):
-    """What quantization costs: angles and r of the inner layers, and test accuracy, of `TWINS`."""
-    columns = dict((_ANGLE, _WEIGHTS, _ACTIVATIONS, ("test accuracy (%)", _accuracy)))
+    """What quantization costs: angles and r of the inner layers, and accuracies, of `TWINS`."""
+    columns = dict((_ANGLE, _WEIGHTS, _ACTIVATIONS, _VALIDATION, _TEST))
     columns["seeds"] = len
     rows = [
         (label, *(cell(reports) for cell in columns.values()))
@@ -327,11 +340,13 @@ def runs_table(results="results"):
                 f"`{flags}`" if flags else "none",
                 ", ".join(map(str, seeds)),
                 runs[0][0]["training_params"]["epochs"],
+                _over_seeds([100 * _validation(folder) for _, folder in runs]),
                 _over_seeds([100 * run["test_accuracy"] for run, _ in runs]),
                 _range(minutes, "{:.0f}"),
             )
         )
-    return _markdown(("flags", "seeds", "epochs", "test accuracy (%)", "minutes"), rows)
+    head = ("flags", "seeds", "epochs", _VALIDATION[0], _TEST[0], "minutes")
+    return _markdown(head, rows)
 
 
 def _training(run):
@@ -355,8 +370,7 @@ def _flags(run):
 
 
 def _minutes(folder):
-    with open(folder / "history.csv", encoding="utf-8", newline="") as file:
-        return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
+    return sum(float(row["seconds"]) for row in _history(folder)) / 60
 
 
 def causes_table(results="results"):
