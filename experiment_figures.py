@@ -149,6 +149,55 @@ def plot_over_time(panels):
     return figure
 
 
+def plot_causes(arms, images):
+    """Validation accuracy and r of trainings against the angle of their weights, a mark a run.
+
+    Bars are one sampling error. The curve is the cosine of the angle.
+
+    Parameters
+    ----------
+    arms : dict
+        From `tools.arms.geometry_by_arm`.
+    images : int
+        Validation images.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2))
+    for index, (arm, runs) in enumerate(arms.items()):
+        angle, r, accuracy = runs.T
+        style = {"color": COLORS[index], "marker": MARKERS[index], "linestyle": ""}
+        error = 100 * np.sqrt(accuracy * (1 - accuracy) / images)
+        left.errorbar(angle, 100 * accuracy, yerr=error, label=arm, **style)
+        right.plot(angle, r, **style)
+    angles = np.linspace(*right.get_xlim(), 100)
+    right.plot(angles, np.cos(np.radians(angles)), **THEORY)
+    left.set_ylabel("validation accuracy (%)")
+    right.set_ylabel("r of A·w$^c$ with A·w$^b$")
+    for axis in (left, right):
+        axis.set_xlabel("mean angle (°)")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def plot_flips(arms):
+    """Share of weights that flip in each epoch: lines are means over seeds, bands their range.
+
+    Parameters
+    ----------
+    arms : dict
+        From `tools.arms.flips_by_arm`.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 3.2))
+    for index, (arm, (epochs, values)) in enumerate(arms.items()):
+        style = layer_style(index)
+        axis.plot(epochs, 100 * np.mean(values, axis=0), label=arm, **style)
+        band = 100 * np.min(values, axis=0), 100 * np.max(values, axis=0)
+        axis.fill_between(epochs, *band, color=style["color"], alpha=0.2, linewidth=0)
+    axis.set(xlabel="epochs", ylabel="weights changed by the epoch (%)", ylim=(0, None))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    legend_below(figure, axis)
+    return figure
+
+
 def plot_energy(rows):
     """Bytes that one image moves, and the energy of its operations, network by network.
 

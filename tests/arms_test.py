@@ -89,3 +89,42 @@ def test_a_training_that_fails_ends_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="baseline from seed 0 ended with exit code 2"):
         arms.train(["baseline"], [0], tmp_path, tmp_path)
     assert not list(tmp_path.glob("*.csv"))
+
+
+def test_epochs_are_those_of_the_finished_runs_in_the_table(tmp_path):
+    rows = [
+        {"epochs": epoch, "layer": layer, "angle": 37, "r": 0.9, "flips": flips}
+        for epoch, flips in enumerate((0.0, 0.3, 0.1))
+        for layer, flips in (("conv_1", 0.9), ("conv_2", flips), ("conv_3", flips / 2))
+    ]
+    for arm, seed in (("baseline", 0), ("bop", 0), ("bop", 1)):
+        with open(tmp_path / f"{arm}.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        (tmp_path / f"{arm}_seed{seed}").mkdir()
+        (tmp_path / f"{arm}.csv").rename(tmp_path / f"{arm}_seed{seed}" / "geometry.csv")
+    for arm in ("baseline", "bop"):
+        arms.add_row(tmp_path / "roads.csv", {"arm": arm, "seed": 0, "val_accuracy": 0.8})
+    arms.write_epochs(tmp_path, tmp_path)
+    arms.add_row(tmp_path / "roads.csv", {"arm": "bop", "seed": 1, "val_accuracy": 0.8})
+    arms.write_epochs(tmp_path, tmp_path)
+    written = arms.rows_of(tmp_path / "epochs.csv")
+    assert len(written) == 3 * len(rows)
+    flips = arms.flips_by_arm(tmp_path / "epochs.csv")
+    assert list(flips) == ["baseline", "bop"]
+    assert flips["bop"][0] == [1, 2]
+    np.testing.assert_allclose(flips["bop"][1], [[0.225, 0.075]] * 2)
+
+
+def test_geometry_by_arm_is_that_of_the_inner_layers(tmp_path):
+    path = tmp_path / "causes.csv"
+    figures = {"conv_1_r": 0.1, "conv_2_r": 0.9, "conv_3_r": 0.8, "conv_2_m_r": 0.3, "fc_1_r": 0.2}
+    angles = {"conv_2_angle": 36, "conv_3_angle": 38, "conv_2_m_angle": 70}
+    for seed in range(2):
+        arms.add_row(
+            path, {"arm": "freeze", "seed": seed, "val_accuracy": 0.7, **figures, **angles}
+        )
+    found = arms.geometry_by_arm(path)
+    np.testing.assert_allclose(found.pop("freeze"), [[37, 0.85, 0.7]] * 2)
+    assert not found

@@ -430,6 +430,29 @@ def test_lines_over_time_are_means_and_bands_ranges():
         assert (low, high) == pytest.approx((0.7, 1.0))
 
 
+def test_marks_are_runs_and_the_curve_is_the_cosine():
+    runs = np.array([[30.0, 0.9, 0.78], [31.0, 0.92, 0.79]])
+    figure = experiment_figures.plot_causes(
+        {"a": runs, "b": runs + np.array([8, 0, 0])}, images=5000
+    )
+    figure.canvas.draw()
+    left, right = figure.axes
+    marks = left.containers[1].lines[0]
+    np.testing.assert_allclose(marks.get_xydata(), [[38, 78], [39, 79]])
+    (bar, _), *_ = left.containers[0].lines[2][0].get_segments()
+    assert bar[1] == pytest.approx(78 - 100 * np.sqrt(0.78 * 0.22 / 5000))
+    angle, cosine = right.lines[-1].get_xydata()[0]
+    assert cosine == pytest.approx(np.cos(np.radians(angle)))
+
+
+def test_lines_of_flips_are_means_over_seeds():
+    arms = {"baseline": ([1, 2], [[0.3, 0.1], [0.5, 0.2]])}
+    figure = experiment_figures.plot_flips(arms)
+    figure.canvas.draw()
+    (line,) = figure.axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[1, 40], [2, 15]])
+
+
 def test_energy_bars_are_bytes_and_microjoules():
     row = {"network": "x", "bytes of weights": 2e6, "bytes of activations": 3e5, "µJ computing": 7}
     figure = experiment_figures.plot_energy([row, row])

@@ -7,9 +7,12 @@ python -m tools.arms --tables           # the means over seeds, as Markdown
 
 import argparse
 import csv
+import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +101,8 @@ TABLES = {
     "shortcuts": ("strided", "residual", "boolnet"),
 }
 SEEDS = (0, 1, 2)
+# The arms whose flips are drawn.
+FLIPPED = ("baseline", "freeze", "bop", "bop_short")
 
 
 # --- Runs -------------------------------------------------------------------------------------
@@ -278,6 +283,64 @@ def write_drift(output, results, size_name="half"):
     save_figure(plot_drift(edges, layers), path.parent, path.stem)
 
 
+def write_epochs(output: str, results: str, size_name: str = "half") -> None:
+    """Write epochs.csv: flips, angle and r of each layer after each epoch of the finished runs.
+
+    Adds the runs that the table lacks. See `geometry_log.GeometryLog` for the columns.
+    """
+    from geometry_log import read_geometry
+
+    path = table_path(results, "epochs", size_name)
+    rows = rows_of(path)
+    held = {(row["arm"], row["seed"]) for row in rows}
+    finished = [row for name in TABLES for row in rows_of(table_path(results, name, size_name))]
+    for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in finished):
+        if (arm, seed) not in held:
+            epochs = read_geometry(ROOT / output / f"{arm}_seed{seed}" / GEOMETRY)
+            rows += [{"arm": arm, "seed": seed, **row} for row in epochs]
+    if rows:
+        _write_rows(path, rows)
+
+
+def flips_by_arm(
+    path: str | os.PathLike, arms: Sequence[str] = FLIPPED
+) -> dict[str, tuple[list[int], list[list[float]]]]:
+    """The share of weights that flipped in each epoch, of the layers that `markdown` summarizes.
+
+    Returns
+    -------
+    dict
+        By arm the epochs, and for each seed the means over its inner layers.
+    """
+    flips = defaultdict(lambda: defaultdict(list))
+    for row in rows_of(path):
+        if row["arm"] in arms and _is_inner(row["layer"]) and int(row["epochs"]):
+            flips[row["arm"]][int(row["epochs"]), row["seed"]].append(float(row["flips"]))
+    found = {}
+    for arm in filter(flips.get, arms):
+        epochs, seeds = (sorted(set(parts)) for parts in zip(*flips[arm], strict=True))
+        means = [[np.mean(flips[arm][epoch, seed]) for epoch in epochs] for seed in seeds]
+        found[arm] = epochs, means
+    return found
+
+
+def geometry_by_arm(
+    path: str | os.PathLike, arms: Sequence[str] = TABLES["causes"]
+) -> dict[str, np.ndarray]:
+    """Angle in degrees, r, both means over the inner layers, and validation accuracy of each run.
+
+    Returns
+    -------
+    dict
+        By arm an array of shape (seeds, 3).
+    """
+    found = defaultdict(list)
+    for row in rows_of(path):
+        angle, r = (np.mean(_inner(row, name)) for name in ("angle", "r"))
+        found[row["arm"]].append((angle, r, float(row["val_accuracy"])))
+    return {arm: np.array(found[arm]) for arm in arms if arm in found}
+
+
 # --- Tables -----------------------------------------------------------------------------------
 
 
@@ -344,18 +407,21 @@ def _spread(values):
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
-def _range(rows, name, form):
-    values = [
+def _is_inner(layer):
+    return bool(re.fullmatch(r"conv_\d+", layer)) and layer != "conv_1"
+
+
+def _inner(row, name):
+    """The figure `name` of each inner layer of a run."""
+    return [
         float(text)
-        for row in rows
         for column, text in row.items()
-        if column.startswith("conv_")
-        and column.endswith(f"_{name}")
-        and text
-        # Not of the first layer, and not another figure whose name ends alike.
-        and column.split("_", 2)[2] == name
-        and column.split("_")[1] != "1"
+        if text and column.endswith(f"_{name}") and _is_inner(column.removesuffix(f"_{name}"))
     ]
+
+
+def _range(rows, name, form):
+    values = [value for row in rows for value in _inner(row, name)]
     if not values:
         return "—"
     low, high = form.format(min(values)), form.format(max(values))
@@ -385,6 +451,7 @@ def main(argv=None):
             train(args.arms or fitting, args.seeds, output, args.results, args.size)
             write_controls(output, args.results, args.size)
             write_drift(output, args.results, args.size)
+            write_epochs(output, args.results, args.size)
         for name in TABLES:
             path = table_path(args.results, name, args.size)
             if path.exists():
