@@ -59,6 +59,7 @@ help:  ## this list
 
 .venv/installed: requirements.txt
 	@echo "Setting up .venv: about 2.7 GB on the disk, one to three and a half minutes."
-	$(PYTHON) -m venv --clear .venv
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@

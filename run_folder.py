@@ -61,6 +61,10 @@ class RunFolder:
             If the folder holds something else, a run that is neither to be resumed nor
             overwritten, or another run than the one to be resumed.
         """
+        require(
+            self.path.exists() or not self.path.is_symlink(),
+            f"--out_dir {self.path} is a link to {os.path.realpath(self.path)}, which is missing",
+        )
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         names = {name for name in names if name != LOCK and not name.startswith(HALF_WRITTEN)}
         if RECORD not in names:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from run_folder import RunFolder
+
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION = ("--data_set", "digits", "--epochs", "0")
 SMALL = ("--conv", "4", "--max_pool", "1", "--fc")
@@ -156,3 +158,13 @@ def test_a_full_disk_is_named(tmp_path):
         assert "network.keras" not in left
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_link_to_nowhere_is_said_to_be_one(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "missing")
+    with pytest.raises(ValueError) as refused:
+        RunFolder(link).check({}, resume=False, overwrite=False)
+    assert str(refused.value) == (
+        f"--out_dir {link} is a link to {tmp_path / 'missing'}, which is missing"
+    )
