@@ -54,6 +54,8 @@ def plot_drift(edges, layers, least=100):
         axis.plot(middle, drift, label=name, marker=".", **layer_style(index))
     axis.axhline(0, **THEORY)
     axis.set_xscale("log")
+    # Near the threshold the drift is a hundred times smaller than far from it.
+    axis.set_yscale("symlog", linthresh=1e-6)
     axis.set_xlabel("distance from the threshold")
     axis.set_ylabel("drift per step\n(positive: away from it)")
     legend_below(figure, axis)

@@ -82,7 +82,9 @@ ARMS = {
     "kurtosis_1.8": ("--kurtosis", "1.8"),
     "kurtosis_3": ("--kurtosis", "3"),
     "kurtosis_6": ("--kurtosis", "6"),
+    # Two flips in the memory of the average freeze a weight, or ten.
     "freeze": ("--freeze_oscillating", "0.02"),
+    "freeze_0.1": ("--freeze_oscillating", "0.1"),
     "float": ("--continuous",),
     "teacher": ("--teacher", "{teacher}"),
     "teacher_labels": ("--teacher", "{teacher}", "--with_labels"),
@@ -96,7 +98,7 @@ ARMS = {
 }
 # The tables, and the arms that each sets side by side.
 TABLES = {
-    "causes": ("baseline", "kurtosis_1.8", "kurtosis_3", "kurtosis_6", "freeze"),
+    "causes": ("baseline", "kurtosis_1.8", "kurtosis_3", "kurtosis_6", "freeze", "freeze_0.1"),
     "roads": ("baseline", "bop", "bop_short", "float", "teacher", "teacher_labels"),
     "shortcuts": ("strided", "residual", "boolnet"),
 }
