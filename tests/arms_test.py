@@ -80,6 +80,8 @@ def test_a_table_gives_means_over_seeds_and_ranges_over_inner_layers(tmp_path):
     assert "82.00 ± 2.65" in arms.markdown(path)
     assert "0.900 to 0.920" in arms.markdown(path)
     assert "| 0.500 " in arms.markdown(path)
+    # No column of dashes alone.
+    assert "angle" not in arms.markdown(path)
 
 
 def test_a_training_that_fails_ends_in_one_line(tmp_path, monkeypatch):
@@ -91,7 +93,7 @@ def test_a_training_that_fails_ends_in_one_line(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.csv"))
 
 
-def test_epochs_are_those_of_the_finished_runs_in_the_table(tmp_path):
+def test_flips_are_those_of_the_finished_runs_in_the_table(tmp_path):
     rows = [
         {"epochs": epoch, "layer": layer, "angle": 37, "r": 0.9, "flips": flips}
         for epoch, flips in enumerate((0.0, 0.3, 0.1))
@@ -106,12 +108,12 @@ def test_epochs_are_those_of_the_finished_runs_in_the_table(tmp_path):
         (tmp_path / f"{arm}.csv").rename(tmp_path / f"{arm}_seed{seed}" / "geometry.csv")
     for arm in ("baseline", "bop"):
         arms.add_row(tmp_path / "roads.csv", {"arm": arm, "seed": 0, "val_accuracy": 0.8})
-    arms.write_epochs(tmp_path, tmp_path)
+    arms.write_flips(tmp_path, tmp_path)
     arms.add_row(tmp_path / "roads.csv", {"arm": "bop", "seed": 1, "val_accuracy": 0.8})
-    arms.write_epochs(tmp_path, tmp_path)
-    written = arms.rows_of(tmp_path / "epochs.csv")
+    arms.write_flips(tmp_path, tmp_path)
+    written = arms.rows_of(tmp_path / "flips.csv")
     assert len(written) == 3 * len(rows)
-    flips = arms.flips_by_arm(tmp_path / "epochs.csv")
+    flips = arms.flips_by_arm(tmp_path / "flips.csv")
     assert list(flips) == ["baseline", "bop"]
     assert flips["bop"][0] == [1, 2]
     np.testing.assert_allclose(flips["bop"][1], [[0.225, 0.075]] * 2)

@@ -104,7 +104,7 @@ TABLES = {
 }
 SEEDS = (0, 1, 2)
 # The arms whose flips are drawn.
-FLIPPED = ("baseline", "freeze", "bop", "bop_short")
+FLIPPED = ("baseline", "freeze", "freeze_0.1", "bop", "bop_short")
 
 
 # --- Runs -------------------------------------------------------------------------------------
@@ -285,28 +285,27 @@ def write_drift(output, results, size_name="half"):
     save_figure(plot_drift(edges, layers), path.parent, path.stem)
 
 
-def write_epochs(output: str, results: str, size_name: str = "half") -> None:
-    """Write epochs.csv: flips, angle and r of each layer after each epoch of the finished runs.
+def write_flips(output: str, results: str, size_name: str = "half") -> None:
+    """Write flips.csv: the share of each layer's weights that each epoch changed.
 
-    Adds the runs that the table lacks. See `geometry_log.GeometryLog` for the columns.
+    Adds the finished runs of the arms in `FLIPPED` that the table lacks.
     """
     from geometry_log import read_geometry
 
-    path = table_path(results, "epochs", size_name)
+    path = table_path(results, "flips", size_name)
     rows = rows_of(path)
     held = {(row["arm"], row["seed"]) for row in rows}
     finished = [row for name in TABLES for row in rows_of(table_path(results, name, size_name))]
     for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in finished):
-        if (arm, seed) not in held:
-            epochs = read_geometry(ROOT / output / f"{arm}_seed{seed}" / GEOMETRY)
-            rows += [{"arm": arm, "seed": seed, **row} for row in epochs]
+        if arm in FLIPPED and (arm, seed) not in held:
+            for row in read_geometry(ROOT / output / f"{arm}_seed{seed}" / GEOMETRY):
+                kept = {name: row[name] for name in ("layer", "epochs", "flips")}
+                rows.append({"arm": arm, "seed": seed, **kept})
     if rows:
         _write_rows(path, rows)
 
 
-def flips_by_arm(
-    path: str | os.PathLike, arms: Sequence[str] = FLIPPED
-) -> dict[str, tuple[list[int], list[list[float]]]]:
+def flips_by_arm(path: str | os.PathLike) -> dict[str, tuple[list[int], list[list[float]]]]:
     """The share of weights that flipped in each epoch, of the layers that `markdown` summarizes.
 
     Returns
@@ -316,10 +315,10 @@ def flips_by_arm(
     """
     flips = defaultdict(lambda: defaultdict(list))
     for row in rows_of(path):
-        if row["arm"] in arms and _is_inner(row["layer"]) and int(row["epochs"]):
+        if _is_inner(row["layer"]) and int(row["epochs"]):
             flips[row["arm"]][int(row["epochs"]), row["seed"]].append(float(row["flips"]))
     found = {}
-    for arm in filter(flips.get, arms):
+    for arm in filter(flips.get, FLIPPED):
         epochs, seeds = (sorted(set(parts)) for parts in zip(*flips[arm], strict=True))
         means = [[np.mean(flips[arm][epoch, seed]) for epoch in epochs] for seed in seeds]
         found[arm] = epochs, means
@@ -387,7 +386,10 @@ def markdown(path):
         accuracies = [100 * float(row["val_accuracy"]) for row in rows]
         cells = (_range(rows, name, form) for name, form in _COLUMNS.values())
         lines.append((arm, len(rows), _spread(accuracies), *cells))
+    empty = {i for i, cells in enumerate(zip(*lines, strict=True)) if set(cells) == {"—"}}
+    lines = [[cell for i, cell in enumerate(line) if i not in empty] for line in lines]
     head = ("arm", "seeds", "validation (%)", *_COLUMNS)
+    head = [title for i, title in enumerate(head) if i not in empty]
     return tabulate(lines, head, "github", disable_numparse=True)
 
 
@@ -398,6 +400,8 @@ _COLUMNS = {
     "r": ("r", "{:.3f}"),
     "near": ("near", "{:.3f}"),
     "flipped": ("flipped", "{:.3f}"),
+    "near that flipped": ("near_flipped", "{:.2f}"),
+    "near of the rest": ("still_near", "{:.3f}"),
     "angle of −m (°)": ("m_angle", "{:.1f}"),
     "r of −m": ("m_r", "{:.3f}"),
 }
@@ -414,11 +418,13 @@ def _is_inner(layer):
 
 
 def _inner(row, name):
-    """The figure `name` of each inner layer of a run."""
+    """The figure `name` of each inner layer of a run that has it."""
     return [
         float(text)
         for column, text in row.items()
-        if text and column.endswith(f"_{name}") and _is_inner(column.removesuffix(f"_{name}"))
+        if text not in ("", "nan")
+        and column.endswith(f"_{name}")
+        and _is_inner(column.removesuffix(f"_{name}"))
     ]
 
 
@@ -453,7 +459,7 @@ def main(argv=None):
             train(args.arms or fitting, args.seeds, output, args.results, args.size)
             write_controls(output, args.results, args.size)
             write_drift(output, args.results, args.size)
-            write_epochs(output, args.results, args.size)
+            write_flips(output, args.results, args.size)
         for name in TABLES:
             path = table_path(args.results, name, args.size)
             if path.exists():

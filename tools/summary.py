@@ -373,20 +373,32 @@ def _minutes(folder):
     return sum(float(row["seconds"]) for row in _history(folder)) / 60
 
 
-def causes_table(results="results"):
-    """What happens to digits if the shape of the latent weights is set; see `tools.arms`."""
-    return arms.markdown(arms.table_path(results, "causes", "digits")).splitlines()
+def causes_table(results="results", size="half"):
+    """What happens if the shape of the latent weights is set; see `tools.arms`."""
+    return arms.markdown(arms.table_path(results, "causes", size)).splitlines()
 
 
-def roads_table(results="results"):
-    """Other roads to a binary network, on digits; see `tools.arms`."""
-    return arms.markdown(arms.table_path(results, "roads", "digits")).splitlines()
+def causes_digits_table(results="results"):
+    """`causes_table` of the small networks on digits."""
+    return causes_table(results, "digits")
+
+
+def roads_table(results="results", size="half"):
+    """Bop, teachers and floats beside the latent weights; see `tools.arms`."""
+    return arms.markdown(arms.table_path(results, "roads", size)).splitlines()
+
+
+def roads_digits_table(results="results"):
+    """`roads_table` of the small networks on digits."""
+    return roads_table(results, "digits")
 
 
 # The documents that hold them.
 TABLES = {
     causes_table: "docs/roads.md",
+    causes_digits_table: "docs/roads.md",
     roads_table: "docs/roads.md",
+    roads_digits_table: "docs/roads.md",
     demo: "README.md",
     paper_table: "README.md",
     claims_table: "docs/results.md",
