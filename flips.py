@@ -77,7 +77,7 @@ class _Layer:
         self._quantized = quantized
         if drifts:
             # The nearer of the thresholds ±t has the sign of the weight.
-            threshold = float(self._layer.kernel_quantizer.threshold(before))
+            threshold = np.asarray(self._layer.kernel_quantizer.threshold(before))
             beyond = np.abs(before) - threshold
             away = np.where(before < 0, -1.0, 1.0) * np.where(beyond < 0, -1.0, 1.0)
             change = (self._latent - before) * away

@@ -129,14 +129,14 @@ class LayerMeasurement:
     quantized_input: bool
     positions: int = 1
     weight_bits: int = 32
-    weights_dot: DotProducts = None
-    activations_dot: DotProducts = None
-    permuted: DotProducts = None
-    spectrum: np.ndarray = field(default=None, repr=False)
-    predicted_r: np.ndarray = field(default=None, repr=False)
-    deflated_r: np.ndarray = field(default=None, repr=False)
-    entries: DotProducts = None
-    textured: np.ndarray = field(default=None, repr=False)
+    weights_dot: DotProducts | None = None
+    activations_dot: DotProducts | None = None
+    permuted: DotProducts | None = None
+    spectrum: np.ndarray | None = field(default=None, repr=False)
+    predicted_r: np.ndarray | None = field(default=None, repr=False)
+    deflated_r: np.ndarray | None = field(default=None, repr=False)
+    entries: DotProducts | None = None
+    textured: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def convolutional(self) -> bool:

@@ -7,7 +7,7 @@ multiplied. A layer of another type is made known with `@kernels_of.register` an
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import graph_ops
@@ -269,7 +269,7 @@ class Product:
     layer: keras.layers.Layer
     inputs: tf.Tensor = field(repr=False)
     kernel: tf.Tensor = field(repr=False)
-    dot: callable = field(repr=False)
+    dot: Callable = field(repr=False)
     part: str = ""
     input_quantizer: graph_ops.Quantizer | None = None
     kernel_quantizer: graph_ops.Quantizer | None = None

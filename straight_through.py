@@ -299,11 +299,11 @@ class _Scaled(Quantizer):
     def follows_data(self) -> bool:
         return self._scale is None
 
-    def scale(self, x: tf.Tensor) -> tf.Tensor:
+    def scale(self, x: tf.Tensor | np.ndarray) -> tf.Tensor:
         """The scale for a tensor, float32, shaped to broadcast to it."""
         if self._scale is not None:
             return tf.constant(self._scale, tf.float32)
-        axes = list(range(x.shape.rank - 1)) if self._per_unit else None
+        axes = list(range(len(x.shape) - 1)) if self._per_unit else None
         scale = tf.stop_gradient(self._measured_scale(tf.cast(x, tf.float32), axes))
         return tf.where(scale > 0, scale, tf.ones_like(scale))
 
@@ -345,6 +345,10 @@ class Uniform(_Scaled):
         values = tf.round(tf.cast(x, tf.float32) / scale * steps)
         values = tf.clip_by_value(values, -steps, steps) * (scale / steps)
         return straight_through(x, tf.cast(values, x.dtype), scale)
+
+    def threshold(self, x: tf.Tensor | np.ndarray) -> tf.Tensor:
+        """Half a step, shaped as `scale`."""
+        return self.scale(x) / (2 * (self.levels // 2))
 
     def _measured_scale(self, x, axes):
         return tf.reduce_max(tf.abs(x), axes, keepdims=True)
@@ -397,7 +401,8 @@ class LloydMax(_Scaled):
         limit = tf.maximum(float(self._values[-1]) * scale, 1.0)
         return straight_through(x, tf.cast(values, x.dtype), limit)
 
-    def threshold(self, x: tf.Tensor) -> float | tf.Tensor:
+    def threshold(self, x: tf.Tensor | np.ndarray) -> float | tf.Tensor:
+        """The boundary between zero and its neighbours, shaped as `scale`."""
         if self.levels % 2 == 0:
             return 0.0
         return float(self._boundaries[self.levels // 2]) * self.scale(x)

@@ -35,7 +35,7 @@ def kernel_pair(wc: ArrayLike, wb: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return wc, wb
 
 
-def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | np.floating:
     """Quotient, nan where the denominator is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator == 0, np.nan, np.divide(numerator, denominator))[()]

@@ -193,7 +193,7 @@ def angle_moments(d: ArrayLike) -> tuple:
 # --- Ternary vectors --------------------------------------------------------------------------
 
 
-def ternary_cosine(tau: ArrayLike) -> np.ndarray:
+def ternary_cosine(tau: ArrayLike) -> np.ndarray | np.floating:
     """Cosine between a Gaussian vector and its ternary version as d → ∞.
 
     Parameters

@@ -185,7 +185,7 @@ def peaked_shape_angle(kurtosis: float, near: float, tau: float = 0) -> tuple:
     return np.arccos(min(cosine, 1)), peak
 
 
-def iid_cosine_sd(w: ArrayLike, d: ArrayLike) -> np.ndarray:
+def iid_cosine_sd(w: ArrayLike, d: ArrayLike) -> np.ndarray | np.floating:
     """Standard deviation of cos(u, sign u) over vectors u of d entries drawn from w at random.
 
     Compare it with the spread measured over a layer's units. If the units' distributions differ

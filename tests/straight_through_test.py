@@ -179,7 +179,10 @@ def test_units_of_nothing_but_zeros_stay_finite(quantizer):
 
 
 def test_thresholds_are_where_a_quantizer_leaves_zero():
-    for quantizer in (Ternary(0.5), Ternary(sigma=0.6), LloydMax(3, scale=0.7), LloydMax(5, 2)):
+    for quantizer in (
+        *(Ternary(0.5), Ternary(sigma=0.6), LloydMax(3, scale=0.7), LloydMax(5, 2)),
+        *(Uniform(2, scale=1.0), Uniform(4, scale=3.0)),
+    ):
         threshold = float(quantizer.threshold(tf.constant(NORMAL)))
         zero, beyond = threshold * 0.999, threshold * 1.001
         # Among the others, of which the standard deviation is taken.
@@ -187,6 +190,10 @@ def test_thresholds_are_where_a_quantizer_leaves_zero():
         values = quantizer(x).numpy()[-2:, 0]
         assert values[0] == 0 < values[1]
     assert Sign().threshold(NORMAL) == LloydMax(2).threshold(NORMAL) == 0
+    # A unit each, also of an array.
+    x = np.float32([[0.1, 2.0], [1.0, -4.0]])
+    np.testing.assert_allclose(Uniform(3).threshold(x), [[1 / 6, 4 / 6]])
+    assert LloydMax(3).threshold(x).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
