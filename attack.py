@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ TABLE, RECORD = "attack.csv", "attack.json"
 MISCLASSIFIED, FOOLED, NOT_FOOLED = "misclassified", "fooled", "not fooled"
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     """The command line."""
     cli = argparse.ArgumentParser(prog="attack.py", description=(__doc__ or "").partition("\n")[0])
     add = cli.add_argument
@@ -41,7 +42,7 @@ def parser():
     return cli
 
 
-def run(argv):
+def run(argv: Sequence[str]) -> None:
     """Attack, print accuracies, write what was found."""
     args = parser().parse_args(argv)
     for name, low in (("images", 1), ("steps", 0), ("searches", 0), ("seed", 0)):
@@ -113,7 +114,7 @@ def _write(folder, record, y, predicted, verdicts, images):
     print(folder / TABLE)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     with one_line_errors("attack.py"):
         run(sys.argv[1:] if argv is None else argv)

@@ -6,6 +6,7 @@ of `angle-scaling`: its first condition, on the exponent of d, held through the 
 
 import functools
 import tomllib
+from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Claim:
         )
 
 
-def judge(measured):
+def judge(measured: dict) -> list[Claim]:
     """Judge every claim.
 
     Parameters
@@ -82,7 +83,7 @@ def judge(measured):
     return [judges[name](network) for name in CLAIMS]
 
 
-def tally(holds):
+def tally(holds: Iterable[bool | None]) -> str:
     """How many conditions hold, in one line, of the verdicts on the evidence; None is not one."""
     holds = [verdict for verdict in holds if verdict is not None]
     if not holds:
@@ -106,14 +107,14 @@ class _Network:
         self.ternary = any(one["tau"] > 0 for one in self.layers)
 
 
-def figure(layer, key):
+def figure(layer: dict | None, key: str) -> float:
     """A figure of a layer of report.json by its dotted key; nan if it is not there."""
     for name in key.split("."):
         layer = None if layer is None else layer.get(name)
     return np.nan if layer is None else layer
 
 
-def derived(layer):
+def derived(layer: dict) -> dict:
     """A layer of report.json with the figures that follow from its others."""
     tau, degrees_of_freedom = layer["tau"], max(layer["units"] - 1, 1)
     # Of many dimensions, the same as `geometry.binary_angle` where the threshold is zero.
@@ -181,7 +182,7 @@ _COLUMNS = {
 }
 
 
-def table(layers, titles):
+def table(layers: Sequence[dict], titles: str) -> list[dict[str, str]]:
     """A row for each layer of report.json: a dict of column to cell.
 
     Parameters
@@ -317,7 +318,7 @@ def _angle_scaling(network):
     return Claim("angle-scaling", measured, not missed, missed, rows)
 
 
-def spread_exponents(layers):
+def spread_exponents(layers: Sequence[dict]) -> list[tuple[str, float, float]]:
     """Exponents of d that fit the layers' standard deviations of the angle.
 
     Parameters

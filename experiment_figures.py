@@ -3,14 +3,17 @@
 Every function returns a matplotlib figure of arrays that others computed.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 import geometry
 from plotting import COLORS, MARKERS, THEORY, grid, layer_style, legend_below
 
 
-def plot_counterexample(image, found, label, predicted):
+def plot_counterexample(image: np.ndarray, found: np.ndarray, label: int, predicted: int) -> Figure:
     """An image, the image that gets another label, and where they differ.
 
     Parameters
@@ -34,7 +37,9 @@ def plot_counterexample(image, found, label, predicted):
     return figure
 
 
-def plot_drift(edges, layers, least=100):
+def plot_drift(
+    edges: np.ndarray, layers: dict[str, dict[str, np.ndarray]], least: int = 100
+) -> Figure:
     """Mean change per step of a latent weight's distance from the threshold, by that distance.
 
     Parameters
@@ -62,7 +67,7 @@ def plot_drift(edges, layers, least=100):
     return figure
 
 
-def plot_controls(controls):
+def plot_controls(controls: dict[str, dict[str, tuple[float, float]]]) -> Figure:
     """Angle and r of each layer of a trained network, and of its controls: four bars a layer.
 
     Parameters
@@ -96,7 +101,7 @@ def plot_controls(controls):
     return figure
 
 
-def plot_verified(rows):
+def plot_verified(rows: Sequence[dict]) -> Figure:
     """Verified accuracy of each network against ε, below its attacked accuracy.
 
     The truth lies in the band between them: what is undecided is in it. Bars are one sampling
@@ -127,7 +132,7 @@ def plot_verified(rows):
     return figure
 
 
-def plot_over_time(panels):
+def plot_over_time(panels: dict[str, dict[str, tuple[Sequence[int], np.ndarray]]]) -> Figure:
     """r at each time step of recurrent networks: lines are means over seeds, bands their range.
 
     Parameters
@@ -151,7 +156,7 @@ def plot_over_time(panels):
     return figure
 
 
-def plot_causes(arms, images):
+def plot_causes(arms: dict[str, np.ndarray], images: int) -> Figure:
     """Validation accuracy and r of trainings against the angle of their weights, a mark a run.
 
     Bars are one sampling error. The curve is the cosine of the angle.
@@ -180,7 +185,7 @@ def plot_causes(arms, images):
     return figure
 
 
-def plot_flips(arms):
+def plot_flips(arms: dict[str, tuple[list[int], list[list[float]]]]) -> Figure:
     """Share of weights that flip in each epoch: lines are means over seeds, bands their range.
 
     Parameters
@@ -200,7 +205,7 @@ def plot_flips(arms):
     return figure
 
 
-def plot_energy(rows):
+def plot_energy(rows: Sequence[dict]) -> Figure:
     """Bytes that one image moves, and the energy of its operations, network by network.
 
     Parameters

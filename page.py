@@ -2,9 +2,11 @@
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 # isort: split
 import matplotlib.pyplot as plt
@@ -12,7 +14,7 @@ import matplotlib.pyplot as plt
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-def png(figure):
+def png(figure: Figure) -> bytes:
     """The bytes of a matplotlib figure as PNG; closes it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -20,7 +22,13 @@ def png(figure):
     return buffer.getvalue()
 
 
-def render(title, lines, figures, tables, opened=2):
+def render(
+    title: str,
+    lines: Sequence[str],
+    figures: Iterable[tuple[str, str, bytes]],
+    tables: Iterable[tuple[str, str, str, list[dict[str, str]]]],
+    opened: int = 2,
+) -> str:
     """Render templates/page.html.
 
     Parameters

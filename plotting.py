@@ -4,12 +4,16 @@ Every `plot_` function returns a matplotlib figure. `layers` are `measure.LayerM
 objects with the attributes that are drawn. `samples` are dicts from a dimension d to angles.
 """
 
+import os
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import norm
 
@@ -39,7 +43,7 @@ plt.rcParams.update(
 )
 
 
-def save_figure(figure, folder, name):
+def save_figure(figure: Figure, folder: str | os.PathLike, name: str) -> Path:
     """Write `figure` as PNG and PDF to `folder`/`name`, and return the PNG's path."""
     path = Path(folder) / name
     # Without a date the same figure is the same file.
@@ -49,7 +53,7 @@ def save_figure(figure, folder, name):
     return path.with_suffix(".png")
 
 
-def figure_pixels(figure):
+def figure_pixels(figure: Figure) -> np.ndarray:
     """Draw `figure` as uint8 pixels, shape (height, width, 4), and close it."""
     figure.canvas.draw()
     pixels = np.array(figure.canvas.buffer_rgba())
@@ -57,7 +61,9 @@ def figure_pixels(figure):
     return pixels
 
 
-def grid(count, columns=3, size=(2.9, 2.6)):
+def grid(
+    count: int, columns: int = 3, size: tuple[float, float] = (2.9, 2.6)
+) -> tuple[Figure, Sequence[Axes]]:
     """A figure of `count` axes, `size` inches each, and these axes."""
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -82,12 +88,12 @@ def _plain_ticks(axis):
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(figure, axis):
+def legend_below(figure: Figure, axis: Axes) -> None:
     """Draw the legend of `axis` below the whole figure."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
-def layer_style(index):
+def layer_style(index: int) -> dict[str, str]:
     """Colour and line of the layer with this index, told apart from the others'."""
     turn = index // len(COLORS)
     return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[(index + turn) % len(LINES)]}
@@ -100,7 +106,9 @@ def _layer_marker(index):
 # --- Theory -----------------------------------------------------------------------------------
 
 
-def plot_straight_through(x, curves, ramp):
+def plot_straight_through(
+    x: np.ndarray, curves: dict[str, tuple[np.ndarray, np.ndarray]], ramp: np.ndarray
+) -> Figure:
     """Quantizers, the gradients that training sees in their place, and the ramp these belong to.
 
     Parameters
@@ -122,7 +130,11 @@ def plot_straight_through(x, curves, ramp):
     return figure
 
 
-def plot_angle_samples(samples, density=None, moments=None):
+def plot_angle_samples(
+    samples: dict[int, np.ndarray],
+    density: Callable[[np.ndarray, int], np.ndarray] | None = None,
+    moments: Callable[[int], tuple[float, float]] | None = None,
+) -> Figure:
     """Histograms of sampled angles, one panel per dimension, with the theory on top.
 
     Parameters
@@ -153,7 +165,7 @@ def plot_angle_samples(samples, density=None, moments=None):
     return figure
 
 
-def plot_angle_ranges(binarized, random):
+def plot_angle_ranges(binarized: dict[int, np.ndarray], random: dict[int, np.ndarray]) -> Figure:
     """Angles to the own sign and to another vector (samples), over all of [0, π], per dimension."""
     figure, axes = grid(len(binarized), size=(2.4, 2.1))
     edges, x = np.arange(181), np.linspace(0, 180, 1801)
@@ -174,7 +186,7 @@ def plot_angle_ranges(binarized, random):
     return figure
 
 
-def plot_spread(samples):
+def plot_spread(samples: dict[int, np.ndarray]) -> Figure:
     """Standard deviation of sampled angles against dimension, with theory and d^(−1/2).
 
     On the left as it is, on the right times √d, with standard errors.
@@ -200,7 +212,7 @@ def plot_spread(samples):
     return figure
 
 
-def plot_shapes(samples):
+def plot_shapes(samples: dict[str, tuple]) -> Figure:
     """Angle against kurtosis: the generalized Gaussian's curve, and means of sampled distributions.
 
     Parameters
@@ -223,7 +235,7 @@ def plot_shapes(samples):
     return figure
 
 
-def plot_rotated(samples):
+def plot_rotated(samples: dict[int, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Angles of plain and of rotated binarization of an anisotropic Gaussian: pairs of samples."""
     figure, axes = grid(len(samples), size=(2.4, 2.3))
     edges, limit = np.arange(0, 91, 1.5), np.degrees(geometry.binary_angle())
@@ -240,7 +252,9 @@ def plot_rotated(samples):
     return figure
 
 
-def plot_ternary(samples, networks):
+def plot_ternary(
+    samples: dict[float, tuple[float, float]], networks: dict[str, np.ndarray]
+) -> Figure:
     """Ternary weights against their threshold: angle, share of zeros, distance to the theory.
 
     Parameters
@@ -283,7 +297,7 @@ def plot_ternary(samples, networks):
     return figure
 
 
-def plot_bits(levels):
+def plot_bits(levels: Sequence[int]) -> Figure:
     """Angle against bits per weight: Lloyd–Max quantizers of `levels`, and the limit of codes."""
     figure, axis = plt.subplots(figsize=(4.8, 3.3))
     bits = np.linspace(0, np.log2(max(levels)) + 0.2, 200)
@@ -304,7 +318,7 @@ def plot_bits(levels):
 # --- Trained layers ---------------------------------------------------------------------------
 
 
-def plot_layer_angles(layers):
+def plot_layer_angles(layers: Sequence[object]) -> Figure:
     """Distribution over units of angle(w^c, w^b), layer by layer: zoomed, and over [0, π].
 
     Each layer's histogram is scaled to its own peak. Below it stands the mean ± sd of Gaussian
@@ -340,7 +354,7 @@ def plot_layer_angles(layers):
     return figure
 
 
-def plot_angle_scaling(layers):
+def plot_angle_scaling(layers: Sequence[object]) -> Figure:
     """Standard deviation of the angles against fan-in d; that of the cosines over the i.i.d. one.
 
     Power laws are fitted to the convolutional layers, with the first one and without it. Bars are
@@ -380,7 +394,7 @@ def plot_angle_scaling(layers):
     return figure
 
 
-def plot_dot_products(layers, which):
+def plot_dot_products(layers: Sequence[object], which: str) -> Figure:
     """2-D histograms of dot products before and after quantization, layer by layer.
 
     Sign changes lie in the shaded quadrants. The line is the regression of y on x. Colours are
@@ -436,7 +450,7 @@ def _draw_pairs(axis, pairs, share, colors):
     return image
 
 
-def plot_weights(layers):
+def plot_weights(layers: Sequence[object]) -> Figure:
     """Distribution of the latent weights, layer by layer, with the share that sits at ±1."""
     figure, axes = grid(len(layers))
     for layer, axis in zip(layers, axes, strict=True):
@@ -456,7 +470,7 @@ def plot_weights(layers):
     return figure
 
 
-def plot_predicted(layers):
+def plot_predicted(layers: Sequence[object]) -> Figure:
     """r of each unit against the r that its weights and the input covariance predict."""
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.9))
     drawn = [layer for layer in layers if layer.predicted_r is not None]
@@ -482,7 +496,7 @@ def plot_predicted(layers):
     return figure
 
 
-def plot_permutation(layers):
+def plot_permutation(layers: Sequence[object]) -> Figure:
     """r of each layer as it is and with its inputs permuted, with the cosine of its angle.
 
     Means over units away from the border, with the units' standard deviation.
@@ -508,7 +522,7 @@ def plot_permutation(layers):
     return figure
 
 
-def plot_spectra(layers):
+def plot_spectra(layers: Sequence[object]) -> Figure:
     """Share of the input variance that the first principal axes hold, layer by layer."""
     figure, axis = plt.subplots(figsize=(4.6, 3.4))
     for i, layer in enumerate(layer for layer in layers if layer.spectrum is not None):
@@ -525,7 +539,7 @@ def plot_spectra(layers):
     return figure
 
 
-def plot_filters(layer, count=32):
+def plot_filters(layer: object, count: int = 32) -> Figure:
     """Filters of the first layer, latent above binarized, in the colours of the image channels.
 
     `count` of them, from the lowest to the highest r of their dot products, which stands above
@@ -553,7 +567,7 @@ def plot_filters(layer, count=32):
     return figure
 
 
-def plot_rotation(correlations):
+def plot_rotation(correlations: dict[str, dict[str, float]]) -> Figure:
     """r of the first layer in several bases, from `experiments.rotation_correlations`."""
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
     names = {"as is": "as is", "random": "random\nrotation", "pca": "principal\naxes", "zca": "ZCA"}
@@ -572,7 +586,7 @@ def plot_rotation(correlations):
     return figure
 
 
-def plot_substitution(accuracies, images):
+def plot_substitution(accuracies: dict[str, tuple[float, float]], images: int) -> Figure:
     """Test accuracy with latent weights in place of quantized ones, a row a layer.
 
     Parameters
@@ -608,7 +622,7 @@ def plot_substitution(accuracies, images):
     return figure
 
 
-def plot_angle_history(rows):
+def plot_angle_history(rows: Sequence[dict]) -> Figure:
     """Angle and r of every layer over the epochs of a training, from `geometry_log.read_geometry`.
 
     r is drawn twice: from 0.85 on, and over its whole range.
@@ -657,7 +671,14 @@ CAPTIONS = {
 }
 
 
-def run_figures(layers, folder, history=(), rotation=None, substitution=None, images=None):
+def run_figures(
+    layers: Sequence[object],
+    folder: str | os.PathLike,
+    history: Sequence[dict] = (),
+    rotation: dict | None = None,
+    substitution: dict | None = None,
+    images: int | None = None,
+) -> None:
     """Write the figures of a network to `folder`, as PNG and PDF: those that it has data for.
 
     `history` is from `geometry_log.read_geometry`, `rotation` and `substitution` from

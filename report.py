@@ -16,12 +16,14 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import geometry
 from checkpoint import saved_parameters
-from claims import derived, judge, table, tally
+from claims import Claim, derived, judge, table, tally
 from data.load_data import DATA_SETS, data_md5, images_and_classes, load_data, missing_files
 from files import atomic_path, file_digest, require_writable, write_json, write_text
 from utils import one_line_errors, require
@@ -29,6 +31,9 @@ from utils import one_line_errors, require
 # isort: split
 import numpy as np
 from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from measure import LayerMeasurement
 
 # The parts of a LayerMeasurement that report.npz stores: arrays, and pairs of dot products.
 _LAYER_ARRAYS = ("spectrum", "predicted_r", "deflated_r", "textured")
@@ -65,7 +70,7 @@ class Report:
     rotation: dict
     substitution: dict
 
-    def summary(self):
+    def summary(self) -> dict:
         """What report.json holds, without the claims."""
         return _plain(
             {
@@ -77,16 +82,22 @@ class Report:
             }
         )
 
-    def claims(self):
+    def claims(self) -> list[Claim]:
         """The paper's claims, a list of `claims.Claim`."""
         return judge(self.summary())
 
-    def judged(self):
+    def judged(self) -> dict:
         """What report.json holds."""
         return _judged(self.summary())
 
 
-def measure_checkpoint(checkpoint, data_dir=None, images=None, batch_size=100, data_set=None):
+def measure_checkpoint(
+    checkpoint: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    images: int | None = None,
+    batch_size: int = 100,
+    data_set: str | None = None,
+) -> Report:
     """Measure the network in a checkpoint, with progress bars.
 
     Parameters
@@ -158,7 +169,9 @@ def _opened(checkpoint):
     return network, digest
 
 
-def data_set_of_run(checkpoint, in_dim, data_set=None):
+def data_set_of_run(
+    checkpoint: str | os.PathLike, in_dim: Sequence[int], data_set: str | None = None
+) -> str:
     """What a network was trained on: `data_set`, or what the `run.json` beside it records.
 
     Raises
@@ -201,7 +214,7 @@ _FIGURES = (
 _TEXTURED = ("share", "entries_r", "r")
 
 
-def layer_summary(layer):
+def layer_summary(layer: "LayerMeasurement") -> dict:
     """The figures of one layer, as report.json holds them: a dict, angles in degrees.
 
     A figure that does not exist is nan or None.
@@ -257,7 +270,7 @@ def _plain(value):
 # --- Stored and restored ----------------------------------------------------------------------
 
 
-def write_report(report, folder):
+def write_report(report: Report, folder: str | os.PathLike) -> list[dict]:
     """Write report.json, report.npz with the arrays, `figures/`, report.md and report.html.
 
     The folder is that of the checkpoint. The figures show the training, too, if it has a
@@ -284,7 +297,7 @@ def write_report(report, folder):
     return write_verdicts(report.summary(), folder)
 
 
-def write_verdicts(summary, folder):
+def write_verdicts(summary: dict, folder: str | os.PathLike) -> list[dict]:
     """Judge a summary; write report.json, report.md, and report.html with the figures in `folder`.
 
     Parameters
@@ -309,7 +322,7 @@ def _judged(summary):
     return summary | {"claims": [vars(claim) for claim in judge(summary)]}
 
 
-def stored_report(checkpoint):
+def stored_report(checkpoint: str | os.PathLike) -> Report | None:
     """Restore the report that is stored beside a checkpoint.
 
     Returns
@@ -365,7 +378,7 @@ def _restored(layer, arrays):
     return layer
 
 
-def find_report(checkpoint, images=2000):
+def find_report(checkpoint: str | os.PathLike, images: int = 2000) -> tuple[Report, str]:
     """Restore the report of a checkpoint; if there is none, measure one on `images` test images.
 
     Returns
@@ -383,7 +396,7 @@ def find_report(checkpoint, images=2000):
     return measured, f"no stored report of this checkpoint: measured on {count} test images"
 
 
-def layer_points(summary):
+def layer_points(summary: dict) -> np.ndarray:
     """Threshold τ = t/σ, mean angle in radians and share of zeros of a summary's inner layers.
 
     Returns
@@ -395,7 +408,7 @@ def layer_points(summary):
     return np.reshape(rows, (-1, 3))
 
 
-def ternary_layers(results=None):
+def ternary_layers(results: str | os.PathLike | None = None) -> dict[str, np.ndarray]:
     """The `layer_points` of all ternary networks that have a report in the folder `results`.
 
     The default is this repository's.
@@ -504,7 +517,7 @@ def _notes():
     )
 
 
-def report_text(summary):
+def report_text(summary: dict) -> str:
     """Render report.md from what report.json holds: verdicts, figures of the claims and layers."""
     lines = ["# Geometry of a trained network", "", "\n\n".join(_about(summary))]
     for number, (title, remark, failure, rows) in enumerate(_tables(summary)):
@@ -516,7 +529,7 @@ def report_text(summary):
     return "\n".join([*lines, "", _notes(), ""])
 
 
-def report_page(summary, figures):
+def report_page(summary: dict, figures: str | os.PathLike) -> str:
     """Render report.html, a page that needs no other file, from what report.json holds.
 
     The figures that stand in the folder `figures` are shown, each with its caption.
@@ -534,7 +547,9 @@ def report_page(summary, figures):
 # --- Which network ----------------------------------------------------------------------------
 
 
-def choose_checkpoint(output=None, results=None):
+def choose_checkpoint(
+    output: str | os.PathLike | None = None, results: str | os.PathLike | None = None
+) -> tuple[Path, str]:
     """Choose the checkpoint that a notebook opens.
 
     It is the first of these that exists:
@@ -598,7 +613,7 @@ def _repository(folder, name):
 # --- Command line -----------------------------------------------------------------------------
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure a checkpoint, write the report beside it, and print which claims hold."""
     cli = argparse.ArgumentParser(
         prog="report.py", description="Judge the paper's claims on a trained network."

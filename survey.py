@@ -9,11 +9,14 @@ writes survey.md, survey.json and survey.html beside the model.
 import argparse
 import json
 import math
+import os
 import sys
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.load_data import DATA_SETS, load_data
 from files import require_writable, write_json, write_text
@@ -21,6 +24,9 @@ from utils import one_line_errors, require
 
 # isort: split
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 IMAGES, LOSE = 1000, 1.0
 FILES = ("survey.md", "survey.json", "survey.html")
@@ -33,7 +39,14 @@ PREDICTORS = {"predicted_r": -1, "r": -1, "angle_deg": 1, "sqnr_db": -1, "kurtos
 # --- Survey -----------------------------------------------------------------------------------
 
 
-def survey(model, x, y=None, quantizers=None, lose=LOSE, progress=False):
+def survey(
+    model: "keras.Model",
+    x: np.ndarray,
+    y: np.ndarray | None = None,
+    quantizers: Sequence[str] | None = None,
+    lose: float = LOSE,
+    progress: bool = False,
+) -> dict:
     """Measure what quantizing each layer of a model does, and plan which bits each should have.
 
     Parameters
@@ -130,7 +143,7 @@ def _peak_memory_mb():
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
-def plain(value):
+def plain(value: object) -> object:
     """`value` in the types of JSON: nan and infinity become None, as JSON has neither."""
     if isinstance(value, dict):
         return {str(name): plain(entry) for name, entry in value.items()}
@@ -144,7 +157,7 @@ def plain(value):
 # --- Does geometry predict harm? --------------------------------------------------------------
 
 
-def rank_correlations(surveyed):
+def rank_correlations(surveyed: dict) -> list[dict]:
     """Spearman's ρ over layers between what predicts harm and the accuracy that is lost.
 
     Parameters
@@ -198,7 +211,7 @@ def _spearman(sign, predictor, rows, lost):
 # --- The model that a plan describes ----------------------------------------------------------
 
 
-def apply(model, plan, x=None):
+def apply(model: "keras.Model", plan: dict, x: np.ndarray | None = None) -> "keras.Model":
     """A copy of a model that is quantized as a plan says; see `survey_plan.apply`."""
     import survey_plan
 
@@ -208,7 +221,7 @@ def apply(model, plan, x=None):
 # --- Command line -----------------------------------------------------------------------------
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="survey.py",
         description="Which layers of a trained Keras model may be held in few bits?",
@@ -227,7 +240,7 @@ def parser():
     return cli
 
 
-def read_npz(path, images):
+def read_npz(path: str | os.PathLike, images: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The first images, and labels or None, of an .npz file.
 
     Raises
@@ -253,7 +266,7 @@ def read_npz(path, images):
     return x[:images].copy(), None if y is None else y[:images].copy()
 
 
-def check_folder(folder):
+def check_folder(folder: Path) -> None:
     """Raise ValueError if the files of a survey would replace anything but an earlier survey's."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     require(existing.is_dir(), f"{existing} is no folder: take another --out")
@@ -269,7 +282,7 @@ def check_folder(folder):
     require(ours, f"{folder / there[0]} belongs to no earlier survey: take another --out")
 
 
-def fitting(x, model, reshaped):
+def fitting(x: np.ndarray, model: "keras.Model", reshaped: bool) -> np.ndarray:
     """The data in the shape that the model takes.
 
     Raises
@@ -294,7 +307,7 @@ def fitting(x, model, reshaped):
     return x
 
 
-def run(argv):
+def run(argv: Sequence[str]) -> None:
     """Do what the command line says; ValueError or OSError where it cannot be done."""
     args = parser().parse_args(argv)
     path = Path(args.model)
@@ -334,7 +347,7 @@ def run(argv):
         print(f"{args.save}: {result['plan']['bytes']:,} bytes of weights once packed")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     with one_line_errors("survey.py"):
         run(sys.argv[1:] if argv is None else argv)

@@ -1,7 +1,10 @@
 """Figures of a survey, drawn from what survey.json holds. Each function returns a figure."""
 
+from collections.abc import Callable, Iterable, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from plotting import COLORS, MARKERS, THEORY
@@ -10,7 +13,7 @@ from plotting import COLORS, MARKERS, THEORY
 SHOWN = ("sign", "ternary", "lloyd_max_2", "uniform_4", "uniform_8")
 
 
-def shown(names):
+def shown(names: Iterable[str]) -> list[str]:
     """The quantizers that are drawn."""
     return [name for name in SHOWN if name in names] or list(names)[: len(SHOWN)]
 
@@ -29,7 +32,16 @@ def _rows(layers, bars):
     return figure, axis
 
 
-def plot_layers(layers, names, key, label, of=lambda v: v, log=False, theory=None, marks=None):
+def plot_layers(
+    layers: list[dict],
+    names: Sequence[str],
+    key: str,
+    label: str,
+    of: Callable[[float], float] = lambda v: v,
+    log: bool = False,
+    theory: str | None = None,
+    marks: str | None = None,
+) -> Figure:
     """Bars of one quantity per layer and quantizer, with a mark where theory puts them.
 
     Parameters
@@ -62,7 +74,7 @@ def plot_layers(layers, names, key, label, of=lambda v: v, log=False, theory=Non
     return figure
 
 
-def plot_plan(layers, plan):
+def plot_plan(layers: list[dict], plan: dict) -> Figure:
     """Bits of each layer under the plan of survey.json."""
     figure, axis = _rows(layers, 1)
     for place, layer in enumerate(layers):
@@ -76,7 +88,7 @@ def plot_plan(layers, plan):
     return figure
 
 
-def plot_curve(curve, plan, key):
+def plot_curve(curve: dict, plan: dict, key: str) -> Figure:
     """Accuracy against bytes: layer after layer in two orders, and the points of the plan.
 
     Parameters
@@ -109,7 +121,7 @@ def plot_curve(curve, plan, key):
     return figure
 
 
-def plot_harm(surveys, names):
+def plot_harm(surveys: list[dict], names: Sequence[str]) -> Figure:
     """Accuracy that is lost against 1 − r as predicted, a point per layer and quantizer.
 
     Parameters

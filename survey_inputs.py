@@ -6,6 +6,7 @@ draw depends on the number of images, not on the batches in which they come.
 
 import functools
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import products
@@ -65,30 +66,30 @@ class Site:
     images: np.ndarray = field(default=None, repr=False)
 
     @property
-    def groups(self):
+    def groups(self) -> int:
         return self.kernel.groups
 
-    def rows(self, images):
+    def rows(self, images: int) -> tuple[int, int]:
         """How many patches are drawn, and from how many."""
         count = (images if self.scales else 1) * self.visits * self.positions
         most = max(2, PRODUCT_FLOATS // (self.groups * self.fan_in))
         return min(count, ROWS, most), count
 
-    def halves(self):
+    def halves(self) -> tuple[np.ndarray, np.ndarray] | tuple[slice, slice]:
         """The numbers of the patches of even and of odd images; all of them of a single image."""
         odd = self.images % 2 == 1
         return (~odd, odd) if 0 < odd.sum() < len(odd) else (slice(None), slice(None))
 
-    def grouped(self, columns):
+    def grouped(self, columns: np.ndarray | tf.Tensor) -> np.ndarray:
         """A kernel (..., units) as (groups, fan-in, units of a group), at most `UNITS` of them."""
         matrix = np.asarray(columns, np.float32).reshape(self.fan_in, self.groups, -1)
         return matrix.transpose(1, 0, 2)[:, :, :: -(-matrix.shape[2] // UNITS)]
 
-    def rows_of(self, columns):
+    def rows_of(self, columns: np.ndarray | tf.Tensor) -> np.ndarray:
         """A kernel of shape (..., units) as (units, fan-in)."""
         return np.ascontiguousarray(np.reshape(columns, (-1, self.units)).T)
 
-    def wide_mask(self, which):
+    def wide_mask(self, which: np.ndarray | slice) -> np.ndarray:
         """The mask in a shape that broadcasts to the patches."""
         mask = self.mask[which]
         return np.repeat(mask, self.fan_in // mask.shape[1], axis=1)[:, None]
@@ -97,7 +98,7 @@ class Site:
 # --- Where the products are -------------------------------------------------------------------
 
 
-def sites(model, x):
+def sites(model: keras.Model, x: np.ndarray) -> tuple[list[Site], dict[str, str], int]:
     """Where a model forms products whose weights can be quantized.
 
     Returns
@@ -151,7 +152,9 @@ def sites(model, x):
     return made, left_out, max(1, min(LARGEST_BATCH, 2 * BATCH_FLOATS // max(floats, 1)))
 
 
-def fitted(run, model, x, *args, **kwargs):
+def fitted(
+    run: Callable, model: keras.Model, x: np.ndarray, *args: object, **kwargs: object
+) -> object:
     """`run(model, x, ...)`, whose errors mean that the data do not fit."""
     try:
         return run(model, x, *args, **kwargs)
@@ -207,7 +210,9 @@ def _axis_taps(length, outputs, size, stride, rate, padding):
     return np.where(hit & (index >= 0) & (index < length), index, -1)
 
 
-def patches(product, images, places, groups=1):
+def patches(
+    product: products.Product, images: np.ndarray, places: np.ndarray, groups: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Patches of a product's inputs.
 
     Parameters
@@ -251,7 +256,9 @@ def _as_groups(values, groups):
     return parts.reshape(rows, groups, -1).astype(np.float32)
 
 
-def collected(model, x, found, batch, progress=False):
+def collected(
+    model: keras.Model, x: np.ndarray, found: list[Site], batch: int, progress: bool = False
+) -> Iterator[Site]:
     """Yield the sites with their patches, block by block, so that memory is bounded.
 
     Parameters

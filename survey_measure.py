@@ -6,11 +6,13 @@
 import contextlib
 import functools
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import geometry
 import walk
 from graph_ops import LloydMax, Uniform
-from survey_inputs import fitted
+from products import Kernel
+from survey_inputs import Site, fitted
 from utils import require
 
 # isort: split
@@ -37,7 +39,7 @@ KINDS = {
 NAMES = (*KINDS, *(kind + TENSOR for kind in KINDS))
 
 
-def quantizer_named(name):
+def quantizer_named(name: str) -> LloydMax | Uniform:
     """The quantizer of a name in `NAMES`, with a scale per unit unless the name says per tensor.
 
     Raises
@@ -50,7 +52,7 @@ def quantizer_named(name):
     return KINDS[kind](per_unit=not name.endswith(TENSOR))
 
 
-def known(names):
+def known(names: Iterable[str] | None) -> list[str]:
     """`names` as a list, or all; ValueError if it is empty or one of them is no quantizer."""
     names = list(NAMES if names is None else names)
     require(names, "name at least one quantizer")
@@ -59,7 +61,7 @@ def known(names):
     return names
 
 
-def packed_bytes(site, quantizer):
+def packed_bytes(site: Site, quantizer: LloydMax | Uniform | None) -> int:
     """What a layer's kernel takes in the bits of a quantizer, with its scales, or as float32."""
     weights = site.fan_in * site.units
     if quantizer is None:
@@ -71,7 +73,7 @@ def packed_bytes(site, quantizer):
 # --- Geometry ---------------------------------------------------------------------------------
 
 
-def theory(quantizer, fan_in, ratio):
+def theory(quantizer: LloydMax | Uniform, fan_in: int, ratio: float) -> float:
     """Angle in radians that Gaussian weights have with their quantized form.
 
     Parameters
@@ -107,7 +109,7 @@ def _truncation(ratio):
     return brentq(excess, 0.02, ratio) if ratio > 1.74 else 0.02
 
 
-def compared(exact, quantized):
+def compared(exact: np.ndarray, quantized: np.ndarray) -> dict[str, float]:
     """Mean angle in degrees of rows with their quantized forms, and the SQNR of all in decibels.
 
     A row that has become zero is at right angles; one that was zero is left out.
@@ -125,7 +127,7 @@ def compared(exact, quantized):
     return {"angle_deg": math.degrees(_mean(angles)), "sqnr_db": float(sqnr)}
 
 
-def unit_r(x, y):
+def unit_r(x: np.ndarray, y: np.ndarray) -> float:
     """Mean over units of the correlation of dot products, arrays of shape (groups, rows, units)."""
     x, y = (v.transpose(1, 0, 2).reshape(v.shape[1], -1) for v in (x, y))
     statistics = geometry.DotProductStatistics(x.shape[1]).update(x, y)
@@ -139,7 +141,7 @@ def _mean(values):
     return float(values.mean()) if len(values) else math.nan
 
 
-def first_axis(site):
+def first_axis(site: Site) -> float:
     """Share of the variance of a layer's inputs along their first principal axis."""
     rows = site.patches[site.halves()[0]].transpose(1, 0, 2)
     rows = rows - rows.mean(axis=1, keepdims=True)
@@ -160,7 +162,7 @@ def _largest(matrix, start):
     return eigsh(matrix, 1, v0=start, return_eigenvectors=False, tol=1e-6)[0]
 
 
-def geometry_of(site, names):
+def geometry_of(site: Site, names: Sequence[str]) -> dict:
     """Everything about one layer that needs no labels: its entry in survey.json."""
     inputs, left_out = inputs_of(site, names)
     kurtosis = geometry.unit_kurtosis(site.rows_of(site.kernel.columns()).T)
@@ -179,7 +181,7 @@ def geometry_of(site, names):
     }
 
 
-def weights_of(site, names):
+def weights_of(site: Site, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Angles, r and SQNR of one layer's weights under each quantizer.
 
     Parameters
@@ -222,7 +224,7 @@ def weights_of(site, names):
     return found
 
 
-def inputs_of(site, names):
+def inputs_of(site: Site, names: Sequence[str]) -> tuple[dict[str, dict], dict[str, str]]:
     """The same of one layer's inputs: A^q·w against A·w; the scale is that of the whole tensor.
 
     Returns
@@ -267,7 +269,7 @@ def inputs_of(site, names):
 
 
 @contextlib.contextmanager
-def quantized_weights(sites, names):
+def quantized_weights(sites: Sequence[Site], names: Iterable[str | None]) -> Iterator[None]:
     """Meanwhile each of the `sites` has the weights that its quantizer in `names` makes of them.
 
     None in place of a name leaves a layer as it is.
@@ -283,7 +285,7 @@ def quantized_weights(sites, names):
             site.kernel.variable.assign(weights)
 
 
-def write_quantized(kernel, quantizer):
+def write_quantized(kernel: Kernel, quantizer: LloydMax | Uniform) -> None:
     """Put quantized weights in the place of a kernel."""
     kernel.variable.assign(kernel.in_place(quantizer(kernel.columns())))
 
@@ -309,7 +311,7 @@ class Scores:
         If the labels do not match.
     """
 
-    def __init__(self, model, x, y, batch):
+    def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray, batch: int):
         self.model, self.x, self.batch = model, x, batch
         y = np.asarray(y)
         if y.ndim > 1 and y.shape[-1] == 1:
@@ -337,7 +339,7 @@ class Scores:
         self._run = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
         self._refit = tf.function(self._run_and_refit)
 
-    def accuracy(self, run=None):
+    def accuracy(self, run: Callable[[tf.Tensor], tf.Tensor] | None = None) -> float:
         """Share of labels that have the highest score; `run` computes the scores of a batch."""
         run, right = run or self._run, 0
         for start in range(0, len(self.x), self.batch):
@@ -347,7 +349,7 @@ class Scores:
         return float(right / self.y.size)
 
     @contextlib.contextmanager
-    def refitted(self):
+    def refitted(self) -> Iterator[None]:
         """Meanwhile batch norm has the statistics of the network as it is now."""
         before = [[v.numpy() for v in (n.moving_mean, n.moving_variance)] for n in self.norms]
         try:
@@ -365,7 +367,13 @@ class Scores:
                 stack.enter_context(walk.inputs_changed(norm, take))
             self.model(x, training=False)
 
-    def add_accuracies(self, sites, layers, names, progress=False):
+    def add_accuracies(
+        self,
+        sites: Sequence[Site],
+        layers: Sequence[dict],
+        names: Sequence[str],
+        progress: bool = False,
+    ) -> None:
         """Add to the entries of survey.json the accuracies with that layer alone quantized."""
         pairs, base = list(zip(sites, layers, strict=True)), self.accuracy()
         for site, layer in tqdm(pairs, desc="accuracy", unit="layer", disable=not progress):
@@ -380,7 +388,7 @@ class Scores:
                 for kind, accuracy in self.of_inputs(site, scales).items():
                     layer["inputs"][kind]["accuracy"] = accuracy
 
-    def of_plan(self, sites, names):
+    def of_plan(self, sites: Sequence[Site], names: Iterable[str | None]) -> dict[str, float]:
         """Accuracy with the weights of `sites` quantized; also with batch norm refitted, if any."""
         with quantized_weights(sites, names):
             found = {"accuracy": self.accuracy()}
@@ -389,7 +397,7 @@ class Scores:
                     found["refitted_accuracy"] = self.accuracy()
         return found
 
-    def of_inputs(self, site, scales):
+    def of_inputs(self, site: Site, scales: dict[str, float]) -> dict[str, float]:
         """Accuracies with one layer's inputs quantized, by kind; `scales` has a scale of each."""
         quantizers = [KINDS[kind](scale=scale) for kind, scale in scales.items()]
 
@@ -416,12 +424,12 @@ def _take_statistics(norm, x):
     return x
 
 
-def best(accuracies):
+def best(accuracies: dict[str, float]) -> float:
     """The accuracy with batch norm re-estimated, where there is one, or the other."""
     return accuracies.get("refitted_accuracy", accuracies["accuracy"])
 
 
-def inputs_obstacle(site):
+def inputs_obstacle(site: Site) -> str:
     """Why the inputs of this product alone cannot be quantized in a run, or an empty string."""
     if isinstance(site.layer, keras.layers.Embedding):
         return "its inputs are numbers of rows"

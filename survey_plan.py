@@ -2,21 +2,24 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import graph_ops
 import walk
 from stream import refit_batch_norm
-from survey_measure import TENSOR, best, packed_bytes, quantizer_named, write_quantized
+from survey_inputs import Site
+from survey_measure import TENSOR, Scores, best, packed_bytes, quantizer_named, write_quantized
 from utils import require
 
 # isort: split
 import keras
+import numpy as np
 from tqdm import tqdm
 
 # --- Order and curve --------------------------------------------------------------------------
 
 
-def harm(layer, name):
+def harm(layer: dict, name: str) -> float:
     """Predicted harm of a quantizer in a layer, 1 − r; more than any where r is not known."""
     r = layer["quantizers"][name]["predicted_r"]
     return 2.0 if r is None or math.isnan(r) else 1 - r
@@ -36,7 +39,14 @@ class Planner:
     progress : bool
     """
 
-    def __init__(self, scores, sites, layers, names, progress=False):
+    def __init__(
+        self,
+        scores: Scores | None,
+        sites: Sequence[Site],
+        layers: Sequence[dict],
+        names: Sequence[str],
+        progress: bool = False,
+    ):
         self.scores, self.layers, self.progress = scores, layers, progress
         self.sites = {site.name: site for site in sites}
         # The fewest levels: in this quantizer's order of harm the layers are quantized.
@@ -44,7 +54,7 @@ class Planner:
         # Of two equal choices the one with a scale per unit is never worse.
         self.names = [name for name in names if not name.endswith(TENSOR)] or list(names)
 
-    def orders(self):
+    def orders(self) -> dict[str, list[str]]:
         """Names of the layers from least harm to most: predicted and, with labels, measured."""
         harms = {"predicted": lambda layer: harm(layer, self.first)}
         if self.scores is not None:
@@ -54,14 +64,14 @@ class Planner:
             for key, of in harms.items()
         }
 
-    def point(self, chosen):
+    def point(self, chosen: dict[str, str | None]) -> dict:
         """Bytes and accuracies with the quantizers `chosen`, a dict by layer."""
         chosen = {name: quantizer for name, quantizer in chosen.items() if quantizer}
         sites = [self.sites[name] for name in chosen]
         found = self.scores.of_plan(sites, chosen.values())
         return {"bytes": self.bytes_of(chosen), **found}
 
-    def bytes_of(self, chosen):
+    def bytes_of(self, chosen: dict[str, str]) -> int:
         saved = (
             packed_bytes(self.sites[name], None)
             - packed_bytes(self.sites[name], quantizer_named(quantizer))
@@ -69,7 +79,7 @@ class Planner:
         )
         return 4 * self.scores.model.count_params() - sum(saved)
 
-    def curves(self, orders):
+    def curves(self, orders: dict[str, list[str]]) -> dict:
         """For each of the `orders` a point after each layer that is quantized."""
         return {"quantizer": self.first, **{key: self._curve(o) for key, o in orders.items()}}
 
@@ -80,7 +90,7 @@ class Planner:
             points.append({"layer": layer, **self.point(chosen)})
         return points
 
-    def plan(self, lose):
+    def plan(self, lose: float) -> dict:
         """The fewest bytes that cost at most `lose` points of accuracy.
 
         One limit on the harm holds for all layers, and each takes the quantizer of fewest bytes
@@ -141,7 +151,7 @@ _QUANTIZED = {
 }
 
 
-def apply(model, plan, x=None):
+def apply(model: keras.Model, plan: dict, x: np.ndarray | None = None) -> keras.Model:
     """A copy of a model that is quantized as a plan says.
 
     Dense becomes `QuantDense` and Conv2D `QuantConv2D`, with the quantizer in place and the float

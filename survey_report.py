@@ -1,7 +1,9 @@
 """A survey as Markdown and as one page of HTML, from what survey.json holds."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from page import png, render
@@ -33,7 +35,7 @@ INPUT_COLUMNS = (
 )
 
 
-def bits_of(name):
+def bits_of(name: str | None) -> int:
     """Bits per weight of a quantizer's name; 32 for None."""
     if name is None:
         return 32
@@ -45,7 +47,7 @@ def _shown(form, value):
     return "–" if value is None else form.format(value)
 
 
-def tables(surveyed):
+def tables(surveyed: dict) -> list[tuple[str, str, Sequence[str], list[tuple]]]:
     """What the report shows, as a list of (title, remark, head, rows)."""
     layers = surveyed["layers"]
     found = [("Layers", "", HEAD, [_about(layer) for layer in layers])]
@@ -103,7 +105,7 @@ def _chosen(plan):
     return plan["quantizers"].items()
 
 
-def correlation_table(rows):
+def correlation_table(rows: Sequence[dict]) -> tuple[tuple[str, ...], list[tuple]]:
     """Head and rows of what `survey.rank_correlations` returns."""
     shown = [
         (row["quantizer"], row["loss"], row["layers"], *(_rho(row[key]) for key in PREDICTORS))
@@ -119,7 +121,7 @@ def _rho(found):
     return f"{rho:+.2f}" if p is None else f"{rho:+.2f} (p {p:.2g})"
 
 
-def summary(surveyed):
+def summary(surveyed: dict) -> list[str]:
     """The report's first lines."""
     cost, order = surveyed["cost"], surveyed["order"]
     lines = [
@@ -133,7 +135,7 @@ def summary(surveyed):
     return lines
 
 
-def markdown(surveyed):
+def markdown(surveyed: dict) -> str:
     """survey.md."""
     lines = [f"# Survey of {surveyed.get('file', surveyed['model'])}", ""]
     for line in summary(surveyed):
@@ -145,7 +147,7 @@ def markdown(surveyed):
     return "\n".join(lines)
 
 
-def grid(head, rows):
+def grid(head: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A table in Markdown."""
     escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     return tabulate(escaped, head, "github", disable_numparse=True, stralign=None)
@@ -154,7 +156,7 @@ def grid(head, rows):
 # --- HTML -------------------------------------------------------------------------------------
 
 
-def figures(surveyed):
+def figures(surveyed: dict) -> dict[str, Callable[[], Figure]]:
     """What draws the figures of a survey: functions without arguments, by title."""
     layers, names = surveyed["layers"], shown(surveyed["quantizers"])
     bars = partial(plot_layers, layers, names)
@@ -186,7 +188,7 @@ def figures(surveyed):
     }
 
 
-def html(surveyed):
+def html(surveyed: dict) -> str:
     """survey.html: one page that needs no other file."""
     drawn = [(title, "", png(draw())) for title, draw in figures(surveyed).items()]
     rows = [

@@ -16,9 +16,10 @@ import importlib.util
 import queue
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -36,8 +37,12 @@ from verification.results import (
     UNDECIDED,
     VERDICTS,
     Results,
+    Verdict,
 )
 from verification.workers import Worker, search_or_prove
+
+if TYPE_CHECKING:
+    from packed.run import PackedNetwork
 
 IMAGES, TIME_LIMIT = 100, 120.0
 LONGEST = 10**6  # Seconds, eleven days.
@@ -47,28 +52,15 @@ LOCK = ".verify.lock"
 # --- One image --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What is known about the images around one image.
-
-    Attributes
-    ----------
-    verdict : {'robust', 'not robust', 'undecided', 'misclassified'}
-    predicted : int
-        The packed network's answer for the image itself.
-    seconds : float
-        How long it took.
-    counterexample : ndarray of uint8, or None
-        Of a network that is not robust there: an image within ε that gets another label.
-    """
-
-    verdict: str
-    predicted: int
-    seconds: float
-    counterexample: np.ndarray | None = field(default=None, repr=False)
-
-
-def verify(packed, image, label, epsilon, time_limit=TIME_LIMIT, confirm=None, solve=None):
+def verify(
+    packed: "PackedNetwork",
+    image: np.ndarray,
+    label: int,
+    epsilon: float,
+    time_limit: float = TIME_LIMIT,
+    confirm: Callable[[np.ndarray], np.ndarray] | None = None,
+    solve: Callable[..., tuple[bool | None, np.ndarray | None]] | None = None,
+) -> Verdict:
     """Prove that all images within `epsilon` of an image get its label, or find one that does not.
 
     Parameters
@@ -130,12 +122,18 @@ def verify(packed, image, label, epsilon, time_limit=TIME_LIMIT, confirm=None, s
     return verdict(NOT_ROBUST, found)
 
 
-def full_batches(predict, images):
+def full_batches(predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
     """Scores of a few images, in a batch of the one size that XLA compiles for."""
     return predict(np.resize(images, (square_search.BATCH, *images.shape[1:])))[: len(images)]
 
 
-def check_counterexample(found, image, label, radius, networks):
+def check_counterexample(
+    found: np.ndarray,
+    image: np.ndarray,
+    label: int,
+    radius: int,
+    networks: Iterable[Callable[[np.ndarray], np.ndarray]],
+) -> None:
     """Raise RuntimeError unless each network gives `found` another label; it would be a fault."""
     distance = np.abs(found.astype(int) - image.astype(int)).max()
     if distance > radius:
@@ -145,21 +143,21 @@ def check_counterexample(found, image, label, radius, networks):
             raise RuntimeError("the counterexample gets the same label: please report this")
 
 
-def score_table(packed):
+def score_table(packed: "PackedNetwork") -> np.ndarray:
     """Scores of all whole numbers that the output layer may reach, as `Encoding` takes them."""
     largest = [step.largest for step in packed.program.steps if isinstance(step, Product)][-1]
     products = np.arange(-largest, largest + 1, dtype=np.float32)
     return packed.scores_of(np.repeat(products[:, None], packed.out_dim, axis=1))
 
 
-def require_time_limit(seconds):
+def require_time_limit(seconds: float) -> None:
     require(
         0 < seconds <= LONGEST,
         f"the time limit must be above 0 and at most {LONGEST} seconds, not {seconds}",
     )
 
 
-def require_solver():
+def require_solver() -> None:
     """Raise ValueError if clingo is not installed."""
     installed = importlib.util.find_spec("clingo") is not None
     require(installed, "the solver clingo is missing: pip install -r requirements-verify.txt")
@@ -168,7 +166,16 @@ def require_solver():
 # --- Many images ------------------------------------------------------------------------------
 
 
-def verify_images(packed, images, labels, results, epsilon, time_limit, jobs, confirm):
+def verify_images(
+    packed: "PackedNetwork",
+    images: np.ndarray,
+    labels: np.ndarray,
+    results: Results,
+    epsilon: float,
+    time_limit: float,
+    jobs: int,
+    confirm: Callable[[np.ndarray], np.ndarray] | None,
+) -> None:
     """Verify those images that `results` lacks, `jobs` at a time, with a progress bar."""
     left = [index for index in range(len(images)) if index not in results.rows]
     table = score_table(packed)
@@ -211,7 +218,7 @@ def verify_images(packed, images, labels, results, epsilon, time_limit, jobs, co
 # --- Command line -----------------------------------------------------------------------------
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="verify.py",
         description="Prove that no small change of an image changes a packed network's answer.",
@@ -236,7 +243,9 @@ def parser():
     return cli
 
 
-def float_network(path, packed, images):
+def float_network(
+    path: Path, packed: "PackedNetwork", images: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
     """The checkpoint at `path` as a function of uint8 images; ValueError if it is another network.
 
     Parameters
@@ -261,7 +270,7 @@ def float_network(path, packed, images):
     return predict
 
 
-def run(argv):
+def run(argv: Sequence[str]) -> None:
     """Do what the command line says; ValueError or OSError where it cannot be done."""
     args = parser().parse_args(argv)
     path = Path(args.network)
@@ -320,7 +329,7 @@ def _verify_and_write(args, program, checkpoint, results):
     print(results.folder / TABLE)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     again = "interrupted: the same command with --resume goes on from the last image"
     with one_line_errors("verify.py", again):

@@ -1,6 +1,7 @@
 """Models of stock Keras layers to try `survey.py` on: `python -m examples.NAME --out DIR`."""
 
 import argparse
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from utils import one_line_errors, require
@@ -31,7 +32,7 @@ def arguments(name: str, epochs: int, argv: list | None = None) -> argparse.Name
     return args
 
 
-def command(name: str):
+def command(name: str) -> AbstractContextManager[None]:
     """Runs the example's block: bad input and Ctrl-C end it with one line."""
     again = "interrupted: the same command goes on after the last finished epoch"
     return one_line_errors(f"python -m examples.{name}", again)

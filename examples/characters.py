@@ -27,7 +27,7 @@ CONTEXT, WIDTH, HEADS, BLOCKS, BATCH = 64, 128, 4, 3, 64
 STRIDES = 20, CONTEXT, CONTEXT
 
 
-def texts():
+def texts() -> tuple[np.ndarray, int]:
     """All topics one after another, as numbers of characters, and how many characters there are."""
     topics = pydoc_data.topics.topics
     text = "\n".join(topics[name] for name in sorted(topics))
@@ -39,7 +39,7 @@ def texts():
     return np.array([numbers[character] for character in text], np.int32), len(alphabet)
 
 
-def network(characters):
+def network(characters: int) -> keras.Model:
     tokens = keras.Input((CONTEXT,), dtype="int32")
     places = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
     x = layers.Embedding(characters, WIDTH, name="letters")(tokens)
@@ -55,13 +55,13 @@ def network(characters):
     return keras.Model(tokens, scores, name="characters")
 
 
-def windows(numbers, starts):
+def windows(numbers: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Contexts that begin at `starts`, and the character that follows each of theirs."""
     rows = numbers[starts[:, None] + np.arange(CONTEXT + 1)]
     return rows[:, :-1], rows[:, 1:]
 
 
-def adamw(steps):
+def adamw(steps: int) -> keras.optimizers.Optimizer:
     return keras.optimizers.AdamW(one_cycle(2e-3, steps), weight_decay=0.01)
 
 

@@ -13,12 +13,14 @@ import keras
 from keras import layers
 
 
-def conv(x, filters, size, strides, name):
+def conv(
+    x: keras.KerasTensor, filters: int, size: int, strides: int, name: str
+) -> keras.KerasTensor:
     x = layers.Conv2D(filters, size, strides, "same", use_bias=False, name=name)(x)
     return layers.BatchNormalization(name=f"{name}_norm")(x)
 
 
-def block(x, filters, strides, name):
+def block(x: keras.KerasTensor, filters: int, strides: int, name: str) -> keras.KerasTensor:
     """Two convolutions and a shortcut past them."""
     y = layers.ReLU()(conv(x, filters, 3, strides, f"{name}_first"))
     y = conv(y, filters, 3, 1, f"{name}_second")
@@ -27,7 +29,7 @@ def block(x, filters, strides, name):
     return layers.ReLU()(layers.Add()([x, y]))
 
 
-def network():
+def network() -> keras.Model:
     images = keras.Input((32, 32, 3))
     x = layers.Rescaling(1 / 127.5, -1)(images)
     x = layers.ReLU()(conv(x, 24, 3, 1, "stem"))

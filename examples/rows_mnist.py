@@ -14,7 +14,7 @@ import keras
 from keras import layers
 
 
-def network():
+def network() -> keras.Model:
     rows = keras.Input((28, 28))
     x = layers.Rescaling(1 / 127.5, -1)(rows)
     x = layers.GRU(96, return_sequences=True, name="first")(x)
@@ -23,7 +23,7 @@ def network():
     return keras.Model(rows, layers.Dense(10, name="scores")(x), name="rows_mnist")
 
 
-def adam(steps):
+def adam(steps: int) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(one_cycle(4e-3, steps), clipnorm=1.0)
 
 

@@ -13,12 +13,12 @@ import keras
 from keras import layers
 
 
-def separable(x, filters, strides, name):
+def separable(x: keras.KerasTensor, filters: int, strides: int, name: str) -> keras.KerasTensor:
     x = layers.SeparableConv2D(filters, 3, strides, "same", use_bias=False, name=name)(x)
     return layers.ReLU()(layers.BatchNormalization(name=f"{name}_norm")(x))
 
 
-def network():
+def network() -> keras.Model:
     images = keras.Input((32, 32, 3))
     x = layers.Rescaling(1 / 127.5, -1)(images)
     x = layers.Conv2D(24, 3, padding="same", use_bias=False, name="stem")(x)

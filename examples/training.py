@@ -1,6 +1,8 @@
 """What the example trainings share: the training itself, and what they write."""
 
+import argparse
 import time
+from collections.abc import Callable, Sequence
 
 from data.load_data import load_data
 from fast.batches import training_batches
@@ -12,7 +14,7 @@ import keras
 import numpy as np
 
 
-def one_cycle(peak, steps):
+def one_cycle(peak: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """A learning rate that rises for a fifth of the steps and falls to zero along a cosine."""
     rise = max(steps // 5, 1)
     return keras.optimizers.schedules.CosineDecay(
@@ -20,7 +22,15 @@ def one_cycle(peak, steps):
     )
 
 
-def train(network, data, args, optimizer, batch, augment=None, precision="float32"):
+def train(
+    network: Callable[[], keras.Model],
+    data: Sequence[np.ndarray],
+    args: argparse.Namespace,
+    optimizer: Callable[[int], keras.optimizers.Optimizer],
+    batch: int,
+    augment: str | None = None,
+    precision: str = "float32",
+) -> None:
     """Train `network()` and write NAME.keras, NAME.npz (the validation data) and NAME.json.
 
     A survey chooses a plan on its data: these are validation data, so that the test data choose
@@ -97,7 +107,12 @@ def _compile(model, optimizer):
     )
 
 
-def train_cifar(network, args, peak, precision="float32"):
+def train_cifar(
+    network: Callable[[], keras.Model],
+    args: argparse.Namespace,
+    peak: float,
+    precision: str = "float32",
+) -> None:
     """Train a classifier of CIFAR-10 on shifted and mirrored images."""
     train(
         network,

@@ -110,7 +110,9 @@ FLIPPED = ("baseline", "freeze", "freeze_0.1", "bop", "bop_short")
 # --- Runs -------------------------------------------------------------------------------------
 
 
-def command(arm, seed, output, size=SIZES["half"]):
+def command(
+    arm: str, seed: int, output: str | os.PathLike, size: Size = SIZES["half"]
+) -> list[str]:
     """The command line of a run, without the interpreter; it resumes what is there."""
     teacher = Path(output) / f"float_seed{SEEDS[0]}" / CHECKPOINT
     flags = [flag.format(teacher=teacher, **size.bop) for flag in ARMS[arm]]
@@ -119,7 +121,7 @@ def command(arm, seed, output, size=SIZES["half"]):
     return ["run_bnn.py", *size.flags, *flags, *numbers, *place]
 
 
-def row_of(folder, arm, seed, images):
+def row_of(folder: str | os.PathLike, arm: str, seed: int, images: int) -> dict:
     """What a finished run gave: a dict of its figures, layer by layer.
 
     Parameters
@@ -196,12 +198,18 @@ def _layers(folder, record, images):
     return found
 
 
-def table_path(results, table, size_name):
+def table_path(results: str | os.PathLike, table: str, size_name: str) -> Path:
     """The file of a table: NAME.csv, of another size than half width NAME_SIZE.csv."""
     return Path(results) / f"{table}{'' if size_name == 'half' else f'_{size_name}'}.csv"
 
 
-def train(arms, seeds, output, results, size_name="half"):
+def train(
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    output: str | os.PathLike,
+    results: str | os.PathLike,
+    size_name: str = "half",
+) -> None:
     """Train what is missing, one run after another, and add a row to the tables after each.
 
     Seeds are the outer loop, so that a table that is not complete holds all arms alike.
@@ -230,7 +238,9 @@ def train(arms, seeds, output, results, size_name="half"):
                 add_row(path, row)
 
 
-def write_controls(output, results, size_name="half"):
+def write_controls(
+    output: str | os.PathLike, results: str | os.PathLike, size_name: str = "half"
+) -> None:
     """Measure the baseline of the first seed beside its controls, if that is still to be done.
 
     Writes controls.csv, a row for each control and layer, and a figure of it.
@@ -259,7 +269,9 @@ def write_controls(output, results, size_name="half"):
     save_figure(plot_controls(controls), path.parent, path.stem)
 
 
-def write_drift(output, results, size_name="half"):
+def write_drift(
+    output: str | os.PathLike, results: str | os.PathLike, size_name: str = "half"
+) -> None:
     """Write drift.csv and a figure: how latent weights of the baseline, seed 0, drift.
 
     A row for each layer and cell of distances from the threshold; see `flips.FlipLog`.
@@ -345,7 +357,7 @@ def geometry_by_arm(
 # --- Tables -----------------------------------------------------------------------------------
 
 
-def rows_of(path):
+def rows_of(path: str | os.PathLike) -> list[dict[str, str]]:
     """The rows of a table, dicts of text; none where there is no file."""
     if not Path(path).exists():
         return []
@@ -357,7 +369,7 @@ def _holds(path, arm, seed):
     return any((row["arm"], row["seed"]) == (arm, str(seed)) for row in rows_of(path))
 
 
-def add_row(path, row):
+def add_row(path: str | os.PathLike, row: dict) -> None:
     """Add a row to the table at `path`, with columns that it lacks; whole or not at all."""
     _write_rows(path, [*rows_of(path), row])
 
@@ -373,7 +385,7 @@ def _write_rows(path, rows):
         writer.writerows(rows)
 
 
-def markdown(path):
+def markdown(path: str | os.PathLike) -> str:
     """The table at `path` by arm: mean and spread over seeds, ranges over the inner layers.
 
     Inner layers are the convolutional layers but the first.
@@ -439,7 +451,7 @@ def _range(rows, name, form):
 # --- Command line -----------------------------------------------------------------------------
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv`; bad input ends with exit code 2."""
     cli = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     add = cli.add_argument

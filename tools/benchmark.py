@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -93,14 +94,14 @@ QUICK = Plan(repeats=3, images=(100,), levels=(2,), batches=(50,), group=2, epoc
 # --- Clock ------------------------------------------------------------------------------------
 
 
-def timed(call):
+def timed(call: Callable[[], object]) -> float:
     """Seconds that `call()` takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def in_turns(contenders, repeats):
+def in_turns(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Time contenders in turns.
 
     Parameters
@@ -118,13 +119,13 @@ def in_turns(contenders, repeats):
     return {name: [times[name] for times in rounds] for name in contenders}
 
 
-def rate(work, seconds):
+def rate(work: float, seconds: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of work over seconds."""
     rates = sorted(work / taken for taken in seconds)
     return {"median": statistics.median(rates), "low": rates[0], "high": rates[-1]}
 
 
-def in_child(function, *args):
+def in_child(function: Callable, *args: object) -> object:
     """`function(*args)` in a fresh process: its own peak memory, first step, and death.
 
     Raises
@@ -147,7 +148,7 @@ def in_child(function, *args):
 # --- Matrix products --------------------------------------------------------------------------
 
 
-def popcount_limit(count=2**20):
+def popcount_limit(count: int = 2**20) -> tuple[Callable[[], object], int]:
     """What no matmul on words can exceed: XNOR, popcount and sum of words in registers.
 
     It is `xnor_matmul`'s loop, compiled by the same compiler for all cores, but every word that is
@@ -175,7 +176,7 @@ def popcount_limit(count=2**20):
     return partial(mismatches, loaded, resident), count * RESIDENT_WORDS * 2 * bits.WORD_BITS
 
 
-def matmul_rows(plan):
+def matmul_rows(plan: Plan) -> list[dict]:
     """Tera-operations/s of `tf.matmul` and `xnor_matmul`, and of `popcount_limit` beside them.
 
     A multiply-add is two operations. The inputs of `xnor_matmul` are packed, as between the layers
@@ -212,7 +213,7 @@ def matmul_rows(plan):
 # --- Inference --------------------------------------------------------------------------------
 
 
-def inference_rows(plan):
+def inference_rows(plan: Plan) -> list[dict]:
     """Images/s of float32 `predict` and of the packed network, and the bytes of the weights."""
     import numpy as np
 
@@ -252,7 +253,7 @@ def inference_rows(plan):
 # --- Training ---------------------------------------------------------------------------------
 
 
-def training_rates(plan, precision, batch):
+def training_rates(plan: Plan, precision: str, batch: int) -> dict:
     """Rates, first step and memory of the training at one batch size, as a row.
 
     Everything runs through Keras' own `fit`. The batch is the same one over and over, as peers are
@@ -299,7 +300,7 @@ def training_rates(plan, precision, batch):
     return row
 
 
-def training_rows(plan):
+def training_rows(plan: Plan) -> list[dict]:
     """`training_rates` for each precision and batch size."""
     rows = []
     for policy in _policies():
@@ -337,7 +338,7 @@ def _epoch_clock():
     return EpochClock()
 
 
-def product_seconds(plan, precision, batch):
+def product_seconds(plan: Plan, precision: str, batch: int) -> float:
     """Median seconds of a step's products and their gradients in the framework's own kernels.
 
     This is what a step would take if everything between the products took no time.
@@ -386,7 +387,7 @@ def product_seconds(plan, precision, batch):
 # --- Peers ------------------------------------------------------------------------------------
 
 
-def peer_rows(plan, folder):
+def peer_rows(plan: Plan, folder: Path) -> list[dict]:
     """Images/s of training with the paper's network, here and in other libraries, in turns."""
     batch = plan.batches[-1]
     found = {
@@ -446,7 +447,7 @@ def _peer_rate(command, folder):
 # --- How long a whole training takes ----------------------------------------------------------
 
 
-def estimate(recipe, images):
+def estimate(recipe: TrainingParams, images: int) -> str:
     """One line on how long the paper's network takes on this machine, from some of its steps.
 
     Parameters
@@ -473,7 +474,7 @@ def estimate(recipe, images):
 # --- Command line -----------------------------------------------------------------------------
 
 
-def machine():
+def machine() -> dict:
     """What the figures were measured on."""
     from fast import bits, precision
 
@@ -489,13 +490,15 @@ def machine():
     }
 
 
-def results_file(about):
+def results_file(about: dict) -> Path:
     """One file for each kind of processor."""
     name = f"{about['processor']} {about['flags'][-1] if about['flags'] else ''}"
     return RESULTS / (re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") + ".json")
 
 
-def measure(plan, parts, peers=None, path=None):
+def measure(
+    plan: Plan, parts: Collection[str], peers: Path | None = None, path: Path | None = None
+) -> dict:
     """Measure the parts, print a table of each, and put its rows into the file.
 
     The rows of the file's other parts stay.
@@ -553,7 +556,7 @@ def _kept_rows(path, about):
     return rows
 
 
-def format_rows(rows):
+def format_rows(rows: Sequence[dict]) -> str:
     """Rows of one part as a plain-text table."""
     shown = [
         {name: _cell(value) for name, value in row.items() if name not in ("part", "processor")}
@@ -568,7 +571,7 @@ def _cell(value):
     return {True: "yes", False: "NO"}[value] if isinstance(value, bool) else value
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog=PROGRAM, description="Training and inference against the clock.", allow_abbrev=False
     )
@@ -585,7 +588,7 @@ def parser():
     return cli
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: the process's own); bad input ends with exit code 2."""
     args = parser().parse_args(argv)
     with one_line_errors(PROGRAM):

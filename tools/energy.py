@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import collections
 import csv
 import math
+import os
 from pathlib import Path
 
 import walk
@@ -178,7 +179,7 @@ class _Costs:
         return isinstance(quantizer, Sign) or self._is_sign(step.layer)
 
 
-def costs(network):
+def costs(network: BinaryNeuralNetwork) -> dict:
     """Operations, bytes moved and energy of one image.
 
     Parameters
@@ -206,7 +207,7 @@ def costs(network):
     }
 
 
-def read(path=RESULTS):
+def read(path: str | os.PathLike = RESULTS) -> list[dict]:
     """The rows of a table that `main` wrote, numbers as numbers."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -216,7 +217,7 @@ def read(path=RESULTS):
     ]
 
 
-def main():
+def main() -> None:
     """Print the table of `NETWORKS` on CIFAR-10's images and write it to `RESULTS`."""
     rows = [
         {

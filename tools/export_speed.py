@@ -17,12 +17,17 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from files import atomic_path
 from utils import NetworkParams, one_line_errors, require
+
+if TYPE_CHECKING:
+    from packed.run import PackedNetwork
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -50,7 +55,7 @@ PEER = (
 )
 
 
-def built(compiler, folder, flags=FLAGS):
+def built(compiler: str, folder: Path, flags: Sequence[str] = FLAGS) -> Path:
     """The program of the C files in `folder`, compiled."""
     program = folder / f"classify_{compiler}"
     command = [compiler, *flags, "-o", program, "network.c", "main.c", "-lm"]
@@ -58,7 +63,7 @@ def built(compiler, folder, flags=FLAGS):
     return program
 
 
-def c_rate(program, x):
+def c_rate(program: Path, x: np.ndarray) -> float:
     """Images per second of processor time that a compiled program classifies."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([program], input=x.tobytes(), stdout=subprocess.DEVNULL, check=True)
@@ -67,7 +72,7 @@ def c_rate(program, x):
     return len(x) / used
 
 
-def xla_rate(packed, x, batch):
+def xla_rate(packed: "PackedNetwork", x: np.ndarray, batch: int) -> float:
     """The same of a `PackedNetwork`, so many images at a time."""
     started = time.process_time()
     for start in range(0, len(x), batch):
@@ -75,7 +80,7 @@ def xla_rate(packed, x, batch):
     return len(x) / (time.process_time() - started)
 
 
-def peer_rate(python, folder):
+def peer_rate(python: str, folder: Path) -> float:
     """The same of Larq Compute Engine with one thread, on the paper's network."""
     done = subprocess.run([python, "-c", PEER], cwd=folder, capture_output=True, text=True)
     found = re.search(r"lce 1 threads: ([\d.]+) images/s", done.stdout)
@@ -83,7 +88,7 @@ def peer_rate(python, folder):
     return float(found[1])
 
 
-def sizes(compiler, folder, flags):
+def sizes(compiler: str, folder: Path, flags: Sequence[str]) -> dict:
     """Bytes of code, of constants and of static memory of `network.c`."""
     command = [compiler, *flags, "-c", "-o", "network.o", "network.c"]
     subprocess.run(command, cwd=folder, check=True)
@@ -97,7 +102,9 @@ def sizes(compiler, folder, flags):
     return found
 
 
-def measure(folder, names, peers=None, python=None):
+def measure(
+    folder: Path, names: Sequence[str], peers: Path | None = None, python: str | None = None
+) -> tuple[list[dict], list[dict]]:
     """Rows of speeds and of sizes of the networks `names`."""
     # Late, as it takes seconds, and after the process has its one core.
     from bnn import BinaryNeuralNetwork, PackedNetwork
@@ -155,7 +162,7 @@ def measure(folder, names, peers=None, python=None):
     return rows, size_rows
 
 
-def write(name, rows):
+def write(name: str, rows: Sequence[dict]) -> None:
     with (
         atomic_path(RESULTS / name) as path,
         open(path, "w", newline="", encoding="utf-8") as file,
@@ -165,7 +172,7 @@ def write(name, rows):
         writer.writerows(rows)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write both tables."""
     parser = argparse.ArgumentParser(prog="python -m tools.export_speed", description=__doc__)
     parser.add_argument("--peers", type=Path, help="folder of larq_predict.py")

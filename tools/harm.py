@@ -6,10 +6,14 @@ python -m tools.harm results/survey/*/survey.json > results/survey/harm.csv
 import argparse
 import csv
 import json
+import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from files import atomic_path
@@ -24,7 +28,7 @@ ALL = "all models"
 DRAWN = ("sign", "ternary", "lloyd_max_2", "uniform_3", "uniform_4")
 
 
-def harm(surveys):
+def harm(surveys: dict[str, dict]) -> list[dict]:
     """Rank correlations of what predicts harm with the accuracy that is lost.
 
     Parameters
@@ -73,7 +77,7 @@ def _combined(predictor, rows):
     return [float(np.tanh(z)), float(2 * norm.sf(abs(z) * np.sqrt(weights.sum() / 1.06)))]
 
 
-def read(paths):
+def read(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
     """Contents of survey.json files, by the name of the model.
 
     Raises
@@ -91,7 +95,7 @@ def read(paths):
     return found
 
 
-def write_csv(rows, file):
+def write_csv(rows: Sequence[dict], file: TextIO) -> None:
     """Rows of `harm` with two columns for each predictor: ρ, and p."""
     known = ("model", "quantizer", "loss", "layers")
     writer = csv.writer(file, lineterminator="\n")
@@ -102,13 +106,13 @@ def write_csv(rows, file):
         writer.writerow([*(row[key] for key in known), *formed])
 
 
-def table(rows):
+def table(rows: Sequence[dict]) -> str:
     """The rows for all models as a Markdown table; those of the one model where it is alone."""
     together = [row for row in rows if row["model"] == ALL] or rows
     return grid(*correlation_table(together))
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     cli = argparse.ArgumentParser(prog="tools.harm", description=(__doc__ or "").partition("\n")[0])
     cli.add_argument("surveys", nargs="+", metavar="survey.json")
     cli.add_argument("--figure", metavar="FILE.png", help="also draw loss against 1 - predicted r")
@@ -120,7 +124,7 @@ def main(argv):
             draw(surveys).savefig(path, dpi=120)
 
 
-def draw(surveys):
+def draw(surveys: dict[str, dict]) -> Figure:
     """Accuracy lost against predicted harm, a panel for each survey."""
     names = [n for n in DRAWN if all(n in surveyed["quantizers"] for surveyed in surveys.values())]
     return plot_harm(list(surveys.values()), names)

@@ -17,7 +17,9 @@ import csv
 import functools
 import itertools
 import json
+import os
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -33,7 +35,7 @@ HIDDEN = re.compile(
 )
 
 
-def unfounded(root, printed=()):
+def unfounded(root: str | os.PathLike, printed: Sequence[str] = ()) -> list[str]:
     """Numbers of the documents that do not stand under results/, as "file:line: number".
 
     Parameters

@@ -10,17 +10,22 @@ results/recurrent_time.csv. Accuracies are those of validation images, the last 
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.load_data import IMAGE_SHAPES, load_data
+from data.load_data import IMAGE_SHAPES, Data, load_data
 from files import atomic_path
 from tools.arms import add_row, rows_of
 from utils import NetworkParams, TrainingParams, one_line_errors
 
 # isort: split
 from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from bnn import BinaryNeuralNetwork
 
 PROGRAM = "python -m tools.recurrent"
 KINDS = {
@@ -39,7 +44,7 @@ IMAGES = 250
 # --- Runs -------------------------------------------------------------------------------------
 
 
-def train(network, kind, seed, data_set):
+def train(network: str, kind: str, seed: int, data_set: str) -> tuple["BinaryNeuralNetwork", Data]:
     """A trained network and the images that it was trained and is judged on."""
     from bnn import BinaryNeuralNetwork
 
@@ -59,7 +64,7 @@ def train(network, kind, seed, data_set):
     return made, data._replace(x_train=data.x_train[:count])
 
 
-def rows_of_run(network, kind, seed, data_set):
+def rows_of_run(network: str, kind: str, seed: int, data_set: str) -> tuple[dict, list[dict]]:
     """Train, and measure: a row of the run, and the rows of its time steps."""
     from experiments import correlations_over_time, drift_over_time
     from measure import measure_layers
@@ -115,7 +120,7 @@ def _put(path, steps):
 # --- What was measured ------------------------------------------------------------------------
 
 
-def table(rows, data_set, network="gru"):
+def table(rows: Sequence[dict], data_set: str, network: str = "gru") -> str:
     """Means over seeds by kind, as Markdown.
 
     Parameters
@@ -139,7 +144,7 @@ def table(rows, data_set, network="gru"):
     return tabulate(lines, head, "github", disable_numparse=True)
 
 
-def over_time(rows, data_set, network="gru"):
+def over_time(rows: Sequence[dict], data_set: str, network: str = "gru") -> dict:
     """The panels of `experiment_figures.plot_over_time`, of the rows of recurrent_time.csv."""
     titles = {
         f"{network}_1_input": "A·w$^c$ and A·w$^b$ of the input",
@@ -185,7 +190,7 @@ def _mean(values, form):
 # --- Command line -----------------------------------------------------------------------------
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing; bad input ends with exit code 2."""
     cli = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     cli.add_argument("--data_set", default="digits", choices=SIZES)

@@ -10,6 +10,8 @@ its `run.json`, it measures the geometry, and writes `geometry.csv`.
 import argparse
 import csv
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,9 @@ COLUMNS = (
 )
 
 
-def summary(network, epsilon, verdicts, attacks):
+def summary(
+    network: str, epsilon: float, verdicts: dict[int, dict], attacks: dict[int, dict]
+) -> dict:
     """One row of the table, a dict of `COLUMNS`.
 
     Parameters
@@ -71,7 +75,7 @@ def summary(network, epsilon, verdicts, attacks):
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def summaries(folder):
+def summaries(folder: str | os.PathLike) -> list[dict]:
     """A row for each network and ε under a folder, sorted."""
     found = []
     for table in sorted(Path(folder).glob(f"*/*/{results.TABLE}")):
@@ -94,7 +98,7 @@ def _rows(path):
         return {int(row["index"]): row for row in csv.DictReader(file)}
 
 
-def geometry_rows(checkpoint, x):
+def geometry_rows(checkpoint: str | os.PathLike, x: np.ndarray) -> list[dict]:
     """Geometry of each layer of a network, dicts: angles in degrees, r pooled.
 
     Parameters
@@ -142,7 +146,7 @@ def _write_table(path, rows):
         )
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv`; bad input ends with exit code 2."""
     cli = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     cli.add_argument("folder", type=Path, help="folder of the networks")

@@ -6,6 +6,7 @@
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 from utils import NetworkParams, TrainingParams
 
@@ -17,7 +18,7 @@ CLASSES = 10
 STEPS = 5
 
 
-def trained_step(precision, filters, batch):
+def trained_step(precision: str, filters: int, batch: int) -> Callable[[], object]:
     """A function that does one training step of a small network and waits for its end.
 
     Its second convolution has the shape of the paper's: there a training spends its time.
@@ -35,7 +36,7 @@ def trained_step(precision, filters, batch):
     return lambda: model.train_on_batch(x, y)
 
 
-def speedup(filters=128, batch=25):
+def speedup(filters: int = 128, batch: int = 25) -> float:
     """Median time of a step in float32 over that in bfloat16, measured in turns."""
     steps = [trained_step(name, filters, batch) for name in ("float32", "mixed_bfloat16")]
     seconds = [[], []]

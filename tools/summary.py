@@ -7,7 +7,9 @@ up every other number of README.md and docs/*.md under results/.
 import argparse
 import csv
 import json
+import os
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +254,9 @@ def _markdown(head, rows):
     return tabulate(rows, head, _UNPADDED, **options).splitlines()
 
 
-def claims_table(results="results", networks=NETWORKS):
+def claims_table(
+    results: str | os.PathLike = "results", networks: Mapping[str, str] = NETWORKS
+) -> list[str]:
     """What the paper claims, and what was measured on each network.
 
     A cell gives the lowest and the highest value over the inner layers, which are the convolutional
@@ -285,12 +289,12 @@ def claims_table(results="results", networks=NETWORKS):
     return _markdown(("quantity", "paper, theory or condition", *columns), rows)
 
 
-def paper_table(results="results"):
+def paper_table(results: str | os.PathLike = "results") -> list[str]:
     """The part of `claims_table` that is about the paper's two networks."""
     return claims_table(results, PAPER_NETWORKS)
 
 
-def costs_table(results="results"):
+def costs_table(results: str | os.PathLike = "results") -> list[str]:
     """What quantization costs: angles and r of the inner layers, and accuracies, of `TWINS`."""
     columns = dict((_ANGLE, _WEIGHTS, _ACTIVATIONS, _VALIDATION, _TEST))
     columns["seeds"] = len
@@ -301,7 +305,7 @@ def costs_table(results="results"):
     return _markdown(("half width", *columns), rows)
 
 
-def evidence_table(results="results"):
+def evidence_table(results: str | os.PathLike = "results") -> list[str]:
     """How many conditions hold in each network with a report, and which fail."""
     rows = []
     for path in sorted(Path(results).glob("*/report.json")):
@@ -315,12 +319,12 @@ def evidence_table(results="results"):
     return _markdown(("network, a folder of results/", "evidence that holds", "fails"), rows)
 
 
-def demo(results="results"):
+def demo(results: str | os.PathLike = "results") -> list[str]:
     """What the demo printed."""
     return (Path(results) / "demo.txt").read_text(encoding="utf-8").splitlines()
 
 
-def runs_table(results="results"):
+def runs_table(results: str | os.PathLike = "results") -> list[str]:
     """Every trained network under `results`. Runs that differ only in their seed share a line.
 
     Accuracies are those of `claims_table`, minutes the least and the most of the runs.
@@ -373,22 +377,22 @@ def _minutes(folder):
     return sum(float(row["seconds"]) for row in _history(folder)) / 60
 
 
-def causes_table(results="results", size="half"):
+def causes_table(results: str | os.PathLike = "results", size: str = "half") -> list[str]:
     """What happens if the shape of the latent weights is set; see `tools.arms`."""
     return arms.markdown(arms.table_path(results, "causes", size)).splitlines()
 
 
-def causes_digits_table(results="results"):
+def causes_digits_table(results: str | os.PathLike = "results") -> list[str]:
     """`causes_table` of the small networks on digits."""
     return causes_table(results, "digits")
 
 
-def roads_table(results="results", size="half"):
+def roads_table(results: str | os.PathLike = "results", size: str = "half") -> list[str]:
     """Bop, teachers and floats beside the latent weights; see `tools.arms`."""
     return arms.markdown(arms.table_path(results, "roads", size)).splitlines()
 
 
-def roads_digits_table(results="results"):
+def roads_digits_table(results: str | os.PathLike = "results") -> list[str]:
     """`roads_table` of the small networks on digits."""
     return roads_table(results, "digits")
 
@@ -411,7 +415,7 @@ TABLES = {
 # --- Command line -----------------------------------------------------------------------------
 
 
-def check(root="."):
+def check(root: str | os.PathLike = ".") -> list[str]:
     """What is wrong in README.md and docs/*.md, one line each: a table or a number that differs.
 
     Parameters
@@ -432,7 +436,7 @@ def check(root="."):
     return wrong + unfounded(root, [line for lines in tables.values() for line in lines])
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """`python -m tools.summary`: print the tables, or check the documents."""
     cli = argparse.ArgumentParser(
         prog=PROGRAM,

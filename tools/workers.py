@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 # --- Workers on this machine ------------------------------------------------------------------
 
 
-def free_ports(count):
+def free_ports(count: int) -> list[int]:
     """That many ports of this machine on which nobody listens."""
     with contextlib.ExitStack() as stack:
         sockets = [
@@ -38,7 +39,7 @@ def free_ports(count):
         return [one.getsockname()[1] for one in sockets]
 
 
-def local_environments(count):
+def local_environments(count: int) -> list[dict[str, str]]:
     """TF_CONFIG of `count` workers on the loopback interface, beside this process's environment."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     return [
@@ -54,7 +55,7 @@ def local_environments(count):
     ]
 
 
-def run_locally(count, command):
+def run_locally(count: int, command: Sequence[str]) -> bool:
     """Run `command` in `count` workers on this machine and compare the weights they end with.
 
     The chief's output is shown, of the others the last line, if they fail.
@@ -139,7 +140,7 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 GBITS = (1, 10, 25, 100)
 
 
-def summed_bytes(shapes=PAPER, number=4):
+def summed_bytes(shapes: Sequence[tuple[int, int]] = PAPER, number: int = 4) -> int:
     """Bytes that a training step sums over the workers.
 
     The gradients of latent weights and of batch norm's shifts and, always in float32, four numbers
@@ -156,7 +157,9 @@ def summed_bytes(shapes=PAPER, number=4):
     return number * (sum(d * units for d, units in shapes) + units) + 4 * 4 * units
 
 
-def communication_seconds(workers, bits_per_second, summed, latency=0.0, rounds=ROUNDS):
+def communication_seconds(
+    workers: int, bits_per_second: float, summed: float, latency: float = 0.0, rounds: int = ROUNDS
+) -> float:
     """Time in which a step's sums go round a ring of workers.
 
     Each worker sends and receives 2(n − 1)/n of the bytes (Patarasuk and Yuan 2009), in 2(n − 1)
@@ -179,7 +182,14 @@ def communication_seconds(workers, bits_per_second, summed, latency=0.0, rounds=
     return hops / workers * 8 * summed / bits_per_second + hops * latency * rounds
 
 
-def epoch_seconds(workers, batch_size, rate, bits_per_second, summed, latency=0.0):
+def epoch_seconds(
+    workers: int,
+    batch_size: int,
+    rate: float,
+    bits_per_second: float,
+    summed: float,
+    latency: float = 0.0,
+) -> float:
     """Model of the time of an epoch: compute/workers + communication, step after step.
 
     Parameters
@@ -194,7 +204,7 @@ def epoch_seconds(workers, batch_size, rate, bits_per_second, summed, latency=0.
     return EPOCH_IMAGES / batch_size * (batch_size / rate / workers + communication)
 
 
-def paying_workers(seconds):
+def paying_workers(seconds: Mapping[int, float]) -> int:
     """The most workers that still train more than half as fast as that many times one worker.
 
     Parameters
@@ -205,7 +215,9 @@ def paying_workers(seconds):
     return max(n for n, time_of_n in seconds.items() if seconds[1] / time_of_n > n / 2)
 
 
-def scaling_table(batch_size, rate, latency, links):
+def scaling_table(
+    batch_size: int, rate: float, latency: float, links: Mapping[str, float]
+) -> list[str]:
     """Lines of a Markdown table: workers against epoch times, and where they stop paying.
 
     Parameters
@@ -229,7 +241,7 @@ def scaling_table(batch_size, rate, latency, links):
     return tabulate(rows, head, "github", disable_numparse=True).splitlines()
 
 
-def measured_link():
+def measured_link() -> tuple[float, float]:
     """Transport between two local workers: (bits per second, seconds of a hop).
 
     From sums of the paper's gradients and of a few numbers, through TensorFlow.
@@ -250,7 +262,7 @@ def measured_link():
     return communication_seconds(2, 1, summed_bytes()) / (long - short), short / 2
 
 
-def print_sums():
+def print_sums() -> None:
     """What each of the two workers of `measured_link` does."""
     from distribute import devices
 
@@ -258,7 +270,7 @@ def print_sums():
     print(json.dumps([devices.seconds_to_sum(strategy, shapes) for shapes in (PAPER, [(8,)])]))
 
 
-def measured_rate(path=None):
+def measured_rate(path: Path | None = None) -> float:
     """Images a second of the paper's network: the fastest training that `tools.benchmark` measured.
 
     Parameters
@@ -279,7 +291,7 @@ def measured_rate(path=None):
         raise ValueError(f"{path} tells no rate: give --rate, or run make bench") from None
 
 
-def scaling(args):
+def scaling(args: argparse.Namespace) -> None:
     rate = args.rate or measured_rate()
     require(rate > 0 and math.isfinite(rate), f"--rate must be a positive number, not {rate}")
     bits, latency = measured_link()
@@ -296,7 +308,7 @@ def scaling(args):
 # --- Command line -----------------------------------------------------------------------------
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     cli = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Workers on this machine, and what several machines cost each other.",

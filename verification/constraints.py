@@ -39,13 +39,13 @@ class Constraints:
         self.variables, self.free, self.clauses, self.sums = 1, [], [], []
         self._known, self._terms = {}, 0
 
-    def choose(self):
+    def choose(self) -> int:
         """A literal that may be true or false."""
         self.variables += 1
         self.free.append(self.variables)
         return self.variables
 
-    def at_least(self, weights, literals, bound):
+    def at_least(self, weights: np.ndarray, literals: np.ndarray, bound: int) -> int:
         """The literal that is true exactly where Σ weights·literals ≥ bound.
 
         Parameters
@@ -68,7 +68,7 @@ class Constraints:
                 terms.append((literal, weight))
         return self._reified(terms, bound)
 
-    def any_of(self, literals):
+    def any_of(self, literals: np.ndarray) -> int:
         """The literal that is true where one of `literals` is, an array of any shape."""
         return self.at_least(np.ones(literals.size, int), literals.ravel(), 1)
 

@@ -8,10 +8,13 @@ rounded, and the scores of the output layer, which are floats, are taken from a 
 import functools
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
+from packed.program import Program
 from utils import require
 from verification.constraints import FALSE, LARGEST, TRUE, Constraints
 
@@ -36,34 +39,34 @@ class Units:
     literals: np.ndarray
 
     @classmethod
-    def of_bits(cls, *planes):
+    def of_bits(cls, *planes: np.ndarray) -> Self:
         """−1 or +1 of one array of literals; −1, 0 or +1 of two, the first implying the second."""
         literals = np.stack(planes)
         weights = np.full(literals.shape, 2 // len(planes))
         return cls(np.full(literals.shape[1:], -1), weights, literals)
 
     @functools.cached_property
-    def low(self):
+    def low(self) -> np.ndarray:
         return self.constant + np.sum(self.weights * (self.literals == TRUE), axis=0)
 
     @functools.cached_property
-    def high(self):
+    def high(self) -> np.ndarray:
         return self.constant + np.sum(self.weights * (self.literals != FALSE), axis=0)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return self.constant.shape
 
-    def rising(self):
+    def rising(self) -> np.ndarray:
         """Values as one literal after another becomes true, shape (planes + 1, *constant.shape)."""
         first = self.constant[None]
         return np.concatenate([first, first + np.cumsum(self.weights, axis=0)])
 
-    def reshaped(self, shape):
+    def reshaped(self, shape: Sequence[int]) -> "Units":
         planes = [array.reshape(len(array), *shape) for array in (self.weights, self.literals)]
         return Units(self.constant.reshape(shape), *planes)
 
-    def at(self, places):
+    def at(self, places: np.ndarray) -> "Units":
         """The units at flat `places`, an array of any shape; −1 is a unit that is always 0."""
         flat = self.reshaped((self.constant.size,))
         padded = Units(
@@ -91,11 +94,11 @@ class Sums:
     shape: tuple
 
     @functools.cached_property
-    def low(self):
+    def low(self) -> np.ndarray:
         return self._extreme(self.patches.low, self.patches.high)
 
     @functools.cached_property
-    def high(self):
+    def high(self) -> np.ndarray:
         return self._extreme(self.patches.high, self.patches.low)
 
     def _extreme(self, where_positive, where_negative):
@@ -104,10 +107,10 @@ class Sums:
         negative = where_negative.astype(float) @ np.minimum(self.kernel, 0)
         return (positive + negative).astype(int).reshape(self.shape)
 
-    def reshaped(self, shape):
+    def reshaped(self, shape: tuple[int, ...]) -> "Sums":
         return replace(self, shape=shape)
 
-    def terms(self, place):
+    def terms(self, place: int) -> tuple[int, np.ndarray, np.ndarray]:
         """Constant, weights and literals of the sum at a flat place."""
         row, unit = divmod(int(place), self.kernel.shape[1])
         kernel = self.kernel[:, unit]
@@ -163,7 +166,9 @@ class Encoding:
         If there are more than `MOST_TERMS` terms.
     """
 
-    def __init__(self, program, scores, image, label, radius):
+    def __init__(
+        self, program: Program, scores: np.ndarray, image: np.ndarray, label: int, radius: int
+    ):
         self.constraints = Constraints()
         self._scores, self._label = scores, label
         self._original = image.astype(int)
@@ -178,7 +183,7 @@ class Encoding:
             values.append(make(self, step, *(values[number] for number in step.inputs)))
         self.wins = values[-1]
 
-    def image(self, is_true):
+    def image(self, is_true: Callable[[int], bool]) -> np.ndarray:
         """The image of a solution.
 
         Parameters

@@ -8,6 +8,9 @@ import math
 import shutil
 import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,6 +34,27 @@ RECORD, FIGURES = "verify.json", "counterexamples"
 SAVED_EVERY = 5.0
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What is known about the images around one image.
+
+    Attributes
+    ----------
+    verdict : {'robust', 'not robust', 'undecided', 'misclassified'}
+    predicted : int
+        The packed network's answer for the image itself.
+    seconds : float
+        How long it took.
+    counterexample : ndarray of uint8, or None
+        Of a network that is not robust there: an image within ε that gets another label.
+    """
+
+    verdict: str
+    predicted: int
+    seconds: float
+    counterexample: np.ndarray | None = field(default=None, repr=False)
+
+
 class Results:
     """The verdicts of one run and their files.
 
@@ -48,7 +72,7 @@ class Results:
         verdicts of something else.
     """
 
-    def __init__(self, folder, record, resume, overwrite):
+    def __init__(self, folder: Path, record: dict, resume: bool, overwrite: bool):
         self.folder, self.record, self.rows, self.images = folder, record, {}, {}
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         require(existing.is_dir(), f"{existing} is no folder: take another --out")
@@ -88,7 +112,7 @@ class Results:
                 self.rows[index] = row
         self.images = {index: images[index] for index in self.rows if index in images}
 
-    def add(self, index, label, verdict):
+    def add(self, index: int, label: int, verdict: Verdict) -> None:
         """Take in one verdict, and write all of them if that is some seconds ago."""
         values = index, label, verdict.predicted, verdict.verdict, f"{verdict.seconds:.3f}"
         self.rows[index] = dict(zip(COLUMNS, values, strict=True))
@@ -97,7 +121,7 @@ class Results:
         if time.monotonic() - self._saved > SAVED_EVERY:
             self.save()
 
-    def save(self):
+    def save(self) -> None:
         """Write what there is, each file whole or not at all."""
         write_json(self.folder / RECORD, self.record)
         found = sorted(self.images)
@@ -113,7 +137,7 @@ class Results:
         write_text(self.folder / TABLE, text.getvalue())
         self._saved = time.monotonic()
 
-    def draw(self, originals, predict):
+    def draw(self, originals: np.ndarray, predict: Callable[[np.ndarray], np.ndarray]) -> None:
         """A figure of each counterexample beside its image, in the order of the images.
 
         Parameters
@@ -131,7 +155,7 @@ class Results:
                 figure.savefig(temporary)
             plt.close(figure)
 
-    def table(self):
+    def table(self) -> str:
         """Counts and times of the verdicts, and the accuracies that follow, as text."""
         seconds = {name: [] for name in VERDICTS}
         for row in self.rows.values():

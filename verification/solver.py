@@ -1,7 +1,13 @@
 """Find an image that an `Encoding` allows, by clingo, or prove that there is none."""
 
+import numpy as np
 
-def solve(encoding, seconds=None):
+from verification.encoding import Encoding
+
+
+def solve(
+    encoding: Encoding, seconds: float | None = None
+) -> tuple[bool | None, np.ndarray | None]:
     """An image that gets another label, if there is one.
 
     Parameters

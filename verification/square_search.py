@@ -5,13 +5,21 @@ class nearer, as in the Square Attack (Andriushchenko et al. 2020, arXiv 1912.00
 scores only, and pixels are whole numbers throughout.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 BATCH = 100
 ROUNDS = 20
 
 
-def search(predict, image, label, radius, seed=0):
+def search(
+    predict: Callable[[np.ndarray], np.ndarray],
+    image: np.ndarray,
+    label: int,
+    radius: int,
+    seed: int = 0,
+) -> np.ndarray | None:
     """An image within `radius` of `image` that gets another label, or None.
 
     Parameters

@@ -5,6 +5,9 @@ import multiprocessing
 import signal
 import time
 
+import numpy as np
+
+from packed.program import Program
 from verification.constraints import TooLarge
 from verification.encoding import Encoding
 from verification.solver import solve
@@ -13,7 +16,9 @@ from verification.solver import solve
 GRACE = 5.0
 
 
-def search_or_prove(program, scores, image, label, radius, seconds):
+def search_or_prove(
+    program: Program, scores: np.ndarray, image: np.ndarray, label: int, radius: int, seconds: float
+) -> tuple[bool | None, np.ndarray | None]:
     """An image within `radius` of `image` that gets another label, or the proof that none does.
 
     Parameters
@@ -49,7 +54,7 @@ class Worker:
         See `verification.encoding.Encoding`.
     """
 
-    def __init__(self, program, scores):
+    def __init__(self, program: Program, scores: np.ndarray):
         self._network = program, scores
         self._process = self._connection = None
 
@@ -64,7 +69,7 @@ class Worker:
         self.close()
         return None, None
 
-    def start(self):
+    def start(self) -> None:
         """Start the process."""
         # A fresh process, as a fork of one that runs TensorFlow may hang.
         context = multiprocessing.get_context("spawn")
@@ -75,10 +80,10 @@ class Worker:
         other.close()
 
     @property
-    def pid(self):
+    def pid(self) -> int:
         return self._process.pid
 
-    def close(self):
+    def close(self) -> None:
         """End the process."""
         if self._process is not None:
             self._process.kill()
