@@ -107,7 +107,7 @@ class _Network:
         self.ternary = any(one["tau"] > 0 for one in self.layers)
 
 
-def figure(layer: dict | None, key: str) -> float:
+def figure(layer: dict | None, key: str) -> float | str | dict:
     """A figure of a layer of report.json by its dotted key; nan if it is not there."""
     for name in key.split("."):
         layer = None if layer is None else layer.get(name)

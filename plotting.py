@@ -63,7 +63,7 @@ def figure_pixels(figure: Figure) -> np.ndarray:
 
 def grid(
     count: int, columns: int = 3, size: tuple[float, float] = (2.9, 2.6)
-) -> tuple[Figure, Sequence[Axes]]:
+) -> tuple[Figure, np.ndarray]:
     """A figure of `count` axes, `size` inches each, and these axes."""
     columns = min(count, columns)
     rows = -(-count // columns)

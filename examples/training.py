@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from data.load_data import load_data
 from fast.batches import training_batches
@@ -24,7 +24,7 @@ def one_cycle(peak: float, steps: int) -> keras.optimizers.schedules.LearningRat
 
 def train(
     network: Callable[[], keras.Model],
-    data: Sequence[np.ndarray],
+    data: Iterable[np.ndarray],
     args: argparse.Namespace,
     optimizer: Callable[[int], keras.optimizers.Optimizer],
     batch: int,

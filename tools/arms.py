@@ -354,6 +354,20 @@ def geometry_by_arm(
     return {arm: np.array(found[arm]) for arm in arms if arm in found}
 
 
+def draw(results: str | os.PathLike, size_name: str = "half") -> None:
+    """Draw what is in causes.csv and flips.csv, in files of the same names."""
+    from experiment_figures import plot_causes, plot_flips
+    from plotting import save_figure
+
+    flags = SIZES[size_name].flags
+    images = int(flags[flags.index("--valid_size") + 1])
+    causes, flips = (table_path(results, name, size_name) for name in ("causes", "flips"))
+    if causes.exists():
+        save_figure(plot_causes(geometry_by_arm(causes), images), causes.parent, causes.stem)
+    if flips.exists():
+        save_figure(plot_flips(flips_by_arm(flips)), flips.parent, flips.stem)
+
+
 # --- Tables -----------------------------------------------------------------------------------
 
 
@@ -472,6 +486,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_controls(output, args.results, args.size)
             write_drift(output, args.results, args.size)
             write_flips(output, args.results, args.size)
+            draw(args.results, args.size)
         for name in TABLES:
             path = table_path(args.results, name, args.size)
             if path.exists():

@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -101,7 +101,9 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def in_turns(
+    contenders: dict[Hashable, Callable[[], object]], repeats: int
+) -> dict[Hashable, list[float]]:
     """Time contenders in turns.
 
     Parameters
