@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {
     "hd_figures": {"straight_through", "random_pairs", "binarized", "spread", "rotated", "bits"},
     "gen_plots": {"angles", "angle_scaling", "weights_dot", "activations_dot", "weights"},
-    "roads": {"recurrent", "energy"},
+    "roads": {"flips", "teachers", "energy", "recurrent"},
     "survey": {"survey_products", "survey_plan", "survey_harm"},
 }
 

@@ -48,6 +48,11 @@ class Size:
     images: int
     bop: dict
 
+    @property
+    def validation_images(self) -> int:
+        """Those that the accuracies are of."""
+        return int(self.flags[self.flags.index("--valid_size") + 1])
+
 
 _TRACKED = ("--track_geometry", "--track_flips")
 SIZES = {
@@ -359,8 +364,7 @@ def draw(results: str | os.PathLike, size_name: str = "half") -> None:
     from experiment_figures import plot_causes, plot_flips
     from plotting import save_figure
 
-    flags = SIZES[size_name].flags
-    images = int(flags[flags.index("--valid_size") + 1])
+    images = SIZES[size_name].validation_images
     causes, flips = (table_path(results, name, size_name) for name in ("causes", "flips"))
     if causes.exists():
         save_figure(plot_causes(geometry_by_arm(causes), images), causes.parent, causes.stem)
