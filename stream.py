@@ -18,6 +18,8 @@ import tensorflow as tf
 
 # Images in one batch wherever nothing is learned from it.
 INFERENCE_BATCH = 100
+# Bytes that the inputs of a batch norm may take to be kept, and not computed again.
+KEPT = 2**28
 # Values that are summed in one go: 1 MiB of float64. What stays in the cache is summed four times
 # as fast as a whole batch.
 SUMMED = 2**17
@@ -125,14 +127,21 @@ class Stream:
 
     def _refit_one(self, step, position):
         (number,) = step.reads
-        layer, moments = step.layer, ColumnMoments()
+        layer, moments, kept = step.layer, ColumnMoments(), {}
         for tensors in self._batches(position):
             values = np.moveaxis(tensors[number].numpy(), layer.axis, -1)
             values = values.reshape(-1, values.shape[-1])
             for part in np.array_split(values, -(-values.size // SUMMED)):
                 moments.update(part.astype(np.float64))
+            if kept is not None:
+                for key, tensor in tensors.items():
+                    kept.setdefault(key, Store()).append(tensor.numpy())
+                if sum(store.nbytes for store in kept.values()) > KEPT:
+                    kept = None
         layer.moving_mean.assign(moments.mean)
         layer.moving_variance.assign(moments.variance)
+        if kept is not None:
+            self._live, self._position = kept, position
 
     def outputs(self) -> np.ndarray:
         """The network's outputs for all images, shape (n, ...)."""

@@ -8,6 +8,7 @@ from oracles import numpy_convolution, numpy_max_pool, numpy_sign
 
 import graph_ops
 import stream
+import walk
 from graph_ops import QuantConv2D, QuantDense, ShiftBatchNormalization, Sign
 
 RNG = np.random.default_rng(0)
@@ -72,6 +73,26 @@ def test_statistics_of_a_residual_network_are_exact():
     for name in ("fc_1", "fc_2"):
         out = normalized(numpy_sign(out) @ sign_of(layers[name]), layers[f"{name}_norm"])
     np.testing.assert_allclose(network.predict(x), out, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kept", [0, 2**40])
+def test_products_that_are_not_computed_again_change_nothing(kept, monkeypatch):
+    x, _ = random_images(130)
+    network = small_network(network="residual", conv=[5, 5, 6], max_pool=[0, 0, 1])
+    expected = network.with_weights([])
+    expected.refit_batch_norm(x)
+    monkeypatch.setattr(stream, "KEPT", kept)
+    computed = []
+    run = walk.Step.run
+    monkeypatch.setattr(
+        walk.Step,
+        "run",
+        lambda step, *a, **k: (computed.append(step.layer.name), run(step, *a, **k)),
+    )
+    network.refit_batch_norm(x)
+    np.testing.assert_array_equal(network.predict(x), expected.predict(x))
+    # Two batches; without memory each product is computed for its batch norm and after it.
+    assert computed.count("fc_1") == (2 if kept else 4)
 
 
 def test_statistics_of_a_nested_functional_model_are_exact():
