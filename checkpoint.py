@@ -307,7 +307,9 @@ def save_state(model: keras.Model, path: str | os.PathLike, params: TrainingPara
             archive.writestr(TRAINING, json.dumps(dataclasses.asdict(params)))
 
 
-def restore_state(model: keras.Model, path: str | os.PathLike, params: TrainingParams) -> None:
+def restore_state(
+    model: keras.Model, path: str | os.PathLike | None, params: TrainingParams
+) -> None:
     """Give the compiled `model` the state at `path`, if there is one.
 
     Raises
