@@ -416,11 +416,14 @@ def markdown(path: str | os.PathLike) -> str:
         accuracies = [100 * float(row["val_accuracy"]) for row in rows]
         cells = (_range(rows, name, form) for name, form in _COLUMNS.values())
         lines.append((arm, len(rows), _spread(accuracies), *cells))
-    empty = {i for i, cells in enumerate(zip(*lines, strict=True)) if set(cells) == {"—"}}
-    lines = [[cell for i, cell in enumerate(line) if i not in empty] for line in lines]
     head = ("arm", "seeds", "validation (%)", *_COLUMNS)
-    head = [title for i, title in enumerate(head) if i not in empty]
-    return tabulate(lines, head, "github", disable_numparse=True)
+    return tabulate(*without_empty(lines, head), "github", disable_numparse=True)
+
+
+def without_empty(lines: Sequence[Sequence], head: Sequence[str]) -> tuple[list[list], list[str]]:
+    """The lines and the head of a table without the columns that hold dashes alone."""
+    kept = [i for i, cells in enumerate(zip(*lines, strict=True)) if set(cells) != {"—"}]
+    return [[line[i] for i in kept] for line in lines], [head[i] for i in kept]
 
 
 # Columns of `markdown`: the figure of a layer, and how it is written.

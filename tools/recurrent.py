@@ -2,6 +2,7 @@
 
 python -m tools.recurrent                       # digits; goes on where it was interrupted
 python -m tools.recurrent --data_set MNIST
+python -m tools.recurrent --network scaled_gru  # without batch norm
 
 Each finished run adds a row to results/recurrent.csv, and rows for each time step to
 results/recurrent_time.csv. Accuracies are those of validation images, the last training images.
@@ -9,6 +10,7 @@ results/recurrent_time.csv. Accuracies are those of validation images, the last 
 
 import argparse
 import csv
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +20,15 @@ import numpy as np
 
 from data.load_data import IMAGE_SHAPES, Data, load_data
 from files import atomic_path
-from tools.arms import add_row, rows_of
+from tools.arms import add_row, rows_of, without_empty
 from utils import NetworkParams, TrainingParams, one_line_errors
 
 # isort: split
 from tabulate import tabulate
 
 if TYPE_CHECKING:
+    import keras
+
     from bnn import BinaryNeuralNetwork
 
 PROGRAM = "python -m tools.recurrent"
@@ -33,10 +37,14 @@ KINDS = {
     "ternary": {"levels": 3, "threshold_sigma": 0.612},
     "float": {"bin_weights": False, "bin_acts": False},
 }
+NETWORKS = ("gru", "lstm", "scaled_gru", "raw_gru", "scaled_lstm", "raw_lstm")
 SEEDS = (0, 1, 2)
 # Of each data set: training images, validation images, epochs.
 SIZES = {"digits": (1000, 257, 20), "MNIST": (20_000, 10_000, 5)}
 UNITS = 128
+# Networks without batch norm: the power of the fan-in by which the products of the recurrent
+# layer are multiplied instead.
+WITHOUT_NORM = {"scaled": -0.5, "raw": 0.0}
 RESULTS = Path(__file__).parent.parent / "results"
 # Validation images on which the geometry is measured.
 IMAGES = 250
@@ -50,7 +58,7 @@ def train(network: str, kind: str, seed: int, data_set: str) -> tuple["BinaryNeu
 
     count, valid, epochs = SIZES[data_set]
     data = load_data(data_set, None, valid)
-    params = NetworkParams(network=network, fc=(UNITS,), **KINDS[kind])
+    params = NetworkParams(network=_cell(network), fc=(UNITS,), **KINDS[kind])
     training = TrainingParams(
         batch_size=50 if data_set == "digits" else 100,
         epochs=epochs,
@@ -60,8 +68,52 @@ def train(network: str, kind: str, seed: int, data_set: str) -> tuple["BinaryNeu
         seed=seed,
     )
     made = BinaryNeuralNetwork(IMAGE_SHAPES[data_set], 10, params, training)
+    if network != _cell(network):
+        made.model = without_norm(made, WITHOUT_NORM[network.partition("_")[0]])
     made.fit(data.x_train[:count], data.y_train[:count], verbose=2)
     return made, data._replace(x_train=data.x_train[:count])
+
+
+def without_norm(network: "BinaryNeuralNetwork", power: float) -> "keras.Model":
+    """The model of a recurrent network without batch norm and without gains.
+
+    Products of the recurrent layer with quantized weights are multiplied by a power of the fan-in
+    instead. −1/2 normalizes them for independent inputs of variance 1. Nothing but signs is then
+    learned of a kernel, as Ott et al. (2016, arXiv 1608.06902) trained binary and ternary kernels.
+    """
+    import networks
+
+    # isort: split
+    import keras
+
+    class Layers(networks.Layers):
+        def norm(self, x, suffix="", **options):
+            layer = x._keras_history.operation
+            fan_in = layer.latent_kernel.shape[0] if layer.kernel_quantizer else 1
+            # Scores have no suffix: they are alike in all networks.
+            return keras.layers.Rescaling(fan_in ** (power if suffix else -0.5))(x)
+
+    params, shape = network.network_params, network.in_dim
+    images = keras.Input(shape, dtype="uint8", name="images")
+    layers = Layers(params, network.training_params)
+    scores = networks.NETWORKS[params.network](images, network.out_dim, params, layers)
+    model = keras.Model(images, scores)
+    step = model.get_layer(f"{params.network}_1_step")
+    for gain in (step.input_gain, step.state_gain):
+        gain.assign(keras.ops.ones_like(gain))
+        gain.trainable = False
+    return model
+
+
+def _cell(network):
+    """`gru` or `lstm`, with or without batch norm."""
+    return network.rpartition("_")[2]
+
+
+def spectral_radius(kernel: np.ndarray) -> float:
+    """Largest |eigenvalue| of a state's kernel, mean over the gates side by side in it."""
+    gates = np.split(kernel, kernel.shape[1] // len(kernel), axis=1)
+    return float(np.mean([np.abs(np.linalg.eigvals(gate)).max() for gate in gates]))
 
 
 def rows_of_run(network: str, kind: str, seed: int, data_set: str) -> tuple[dict, list[dict]]:
@@ -85,7 +137,12 @@ def rows_of_run(network: str, kind: str, seed: int, data_set: str) -> tuple[dict
         row[f"{layer.name}_r"] = round(float(layer.weights_dot.r), 4)
         row[f"{layer.name}_kurtosis"] = round(float(layer.kurtosis), 3)
     series = dict(correlations_over_time(made.model, x))
-    if kind != "float":
+    if network != _cell(network):
+        state = made.model.get_layer(f"{_cell(network)}_1_state")
+        kernel = np.asarray(state.quantized_kernel())
+        power = WITHOUT_NORM[network.partition("_")[0]] if state.kernel_quantizer else 0
+        row["radius"] = round(spectral_radius(len(kernel) ** power * kernel), 3)
+    elif kind != "float":
         # The twin has its batch norm re-estimated on the same images.
         made.refit_batch_norm(data.x_train[:1000])
         for part in ("input", "state"):
@@ -120,35 +177,38 @@ def _put(path, steps):
 # --- What was measured ------------------------------------------------------------------------
 
 
-def table(rows: Sequence[dict], data_set: str, network: str = "gru") -> str:
-    """Means over seeds by kind, as Markdown.
+def table(rows: Sequence[dict], data_set: str, networks: Sequence[str] = ("gru",)) -> str:
+    """Means over seeds by network and kind, as Markdown.
 
     Parameters
     ----------
     rows : sequence of dict
         Of recurrent.csv, as `tools.arms.rows_of` reads them.
-    data_set, network : str
+    data_set : str
+    networks : sequence of str
+        Of one cell.
     """
-    lines = []
-    for kind in KINDS:
+    columns, lines = _columns(networks[0]), []
+    for network, kind in itertools.product(networks, KINDS):
         chosen = _chosen(rows, data_set, network, kind)
         numbers = {
             name: np.array([float(row[name]) for row in chosen if row.get(name)])
-            for name in ("val_accuracy", *_columns(network).values())
+            for name in ("val_accuracy", *columns.values(), "radius")
         }
-        accuracy = 100 * numbers["val_accuracy"]
-        forms = ["{:.1f}" if name.endswith("angle") else "{:.3f}" for name in numbers]
-        cells = map(_mean, list(numbers.values())[1:], forms[1:])
-        lines.append((kind, len(chosen), _mean(accuracy, "{:.2f}"), *cells))
-    head = ("kernels", "seeds", "validation accuracy (%)", *_columns(network))
-    return tabulate(lines, head, "github", disable_numparse=True)
+        numbers["val_accuracy"] *= 100
+        forms = ["{:.2f}", *_FORMS, "{:.2f}"]
+        cells = map(_mean, numbers.values(), forms)
+        lines.append((network, kind, len(chosen), *cells))
+    head = ["network", "kernels", "seeds", "validation (%)", *columns, "spectral radius"]
+    return tabulate(*without_empty(lines, head), "github", disable_numparse=True)
 
 
 def over_time(rows: Sequence[dict], data_set: str, network: str = "gru") -> dict:
     """The panels of `experiment_figures.plot_over_time`, of the rows of recurrent_time.csv."""
+    layer = _cell(network)
     titles = {
-        f"{network}_1_input": "A·w$^c$ and A·w$^b$ of the input",
-        f"{network}_1_state": "A·w$^c$ and A·w$^b$ of the state",
+        f"{layer}_1_input": "A·w$^c$ and A·w$^b$ of the input",
+        f"{layer}_1_state": "A·w$^c$ and A·w$^b$ of the state",
         "state, latent input kernel": "state, with w$^c$ in the input kernel",
         "state, latent state kernel": "state, with w$^c$ in the state kernel",
     }
@@ -164,16 +224,21 @@ def over_time(rows: Sequence[dict], data_set: str, network: str = "gru") -> dict
             if series:
                 steps, values = np.moveaxis(np.array(series), -1, 0)
                 lines[kind] = steps[0], values
-        panels[title] = lines
+        if lines:
+            panels[title] = lines
     return panels
 
 
 def _columns(network):
+    layer = _cell(network)
     return {
-        f"{figure} of the {part}": f"{network}_1_{part}_{name}"
+        f"{figure} of the {part}": f"{layer}_1_{part}_{name}"
         for part in ("input", "state")
         for figure, name in (("angle (°)", "angle"), ("r", "r"))
     }
+
+
+_FORMS = ["{:.1f}", "{:.3f}"] * 2
 
 
 def _chosen(rows, *key):
@@ -194,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing; bad input ends with exit code 2."""
     cli = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     cli.add_argument("--data_set", default="digits", choices=SIZES)
-    cli.add_argument("--network", default="gru", choices=("gru", "lstm"))
+    cli.add_argument("--network", default="gru", choices=NETWORKS)
     cli.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N")
     cli.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     args = cli.parse_args(argv)

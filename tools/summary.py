@@ -17,7 +17,7 @@ from tabulate import DataRow, TableFormat, tabulate
 
 import geometry
 from claims import figure, spread_exponents
-from tools import arms
+from tools import arms, recurrent
 from tools.numbers import unfounded
 from utils import one_line_errors, require
 
@@ -397,12 +397,25 @@ def roads_digits_table(results: str | os.PathLike = "results") -> list[str]:
     return roads_table(results, "digits")
 
 
+def recurrent_table(results: str | os.PathLike = "results") -> list[str]:
+    """Recurrent networks on digits, with batch norm and without; see `tools.recurrent`."""
+    rows = arms.rows_of(Path(results) / "recurrent.csv")
+    return recurrent.table(rows, "digits", ("gru", "scaled_gru", "raw_gru")).splitlines()
+
+
+def shortcuts_table(results: str | os.PathLike = "results") -> list[str]:
+    """Shortcuts of floats, of bits, and none, at half width; see `tools.arms`."""
+    return arms.markdown(arms.table_path(results, "shortcuts", "half")).splitlines()
+
+
 # The documents that hold them.
 TABLES = {
     causes_table: "docs/roads.md",
     causes_digits_table: "docs/roads.md",
     roads_table: "docs/roads.md",
     roads_digits_table: "docs/roads.md",
+    shortcuts_table: "docs/roads.md",
+    recurrent_table: "docs/roads.md",
     demo: "README.md",
     paper_table: "README.md",
     claims_table: "docs/results.md",
