@@ -177,6 +177,7 @@ def plot_causes(arms: dict[str, np.ndarray], images: int) -> Figure:
         right.plot(angle, r, **style)
     angles = np.linspace(*right.get_xlim(), 100)
     right.plot(angles, np.cos(np.radians(angles)), **THEORY)
+    right.set_title("Black: cosine of the angle", fontsize=9)
     left.set_ylabel("validation accuracy (%)")
     right.set_ylabel("r of A·w$^c$ with A·w$^b$")
     for axis in (left, right):

@@ -8,11 +8,12 @@ import geometry
 from bnn import BinaryNeuralNetwork
 from files import atomic_path
 from measure import layer_weights, measure_layers
-from plotting import figure_pixels, plot_dot_products
+from plotting import plot_dot_products
 from utils import require
 
 # isort: split
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
@@ -97,9 +98,17 @@ class GeometryLog(keras.callbacks.Callback):
                 for name, value in scalars.items():
                     tf.summary.scalar(f"{name}/{layer.name}", value)
                 tf.summary.histogram(f"latent weights/{layer.name}", layer.wc)
-            pixels = figure_pixels(plot_dot_products(layers, "weights_dot"))
+            pixels = _pixels(plot_dot_products(layers, "weights_dot"))
             tf.summary.image("dot products", pixels[None])
         self._board.flush()
+
+
+def _pixels(figure):
+    """Draw `figure` as uint8 pixels, shape (height, width, 4), and close it."""
+    figure.canvas.draw()
+    pixels = np.array(figure.canvas.buffer_rgba())
+    plt.close(figure)
+    return pixels
 
 
 def read_geometry(path: str | os.PathLike) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from matplotlib.figure import Figure
 import matplotlib.pyplot as plt
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+# Title and what to see, of the figures of a network.
+CAPTIONS = {
+    name: (caption["title"], caption["see"])
+    for name, caption in tomllib.loads(
+        (TEMPLATES / "captions.toml").read_text(encoding="utf-8")
+    ).items()
+}
 
 
 def png(figure: Figure) -> bytes:

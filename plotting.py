@@ -5,7 +5,6 @@ objects with the attributes that are drawn. `samples` are dicts from a dimension
 """
 
 import os
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,14 +50,6 @@ def save_figure(figure: Figure, folder: str | os.PathLike, name: str) -> Path:
         with atomic_path(path.with_suffix(suffix)) as temporary:
             figure.savefig(temporary, metadata=metadata)
     return path.with_suffix(".png")
-
-
-def figure_pixels(figure: Figure) -> np.ndarray:
-    """Draw `figure` as uint8 pixels, shape (height, width, 4), and close it."""
-    figure.canvas.draw()
-    pixels = np.array(figure.canvas.buffer_rgba())
-    plt.close(figure)
-    return pixels
 
 
 def grid(
@@ -661,14 +652,6 @@ def plot_angle_history(rows: Sequence[dict]) -> Figure:
 
 
 # --- All of them ------------------------------------------------------------------------------
-
-# Title and what to see, of the figures of a network.
-CAPTIONS = {
-    name: (caption["title"], caption["see"])
-    for name, caption in tomllib.loads(
-        (Path(__file__).parent / "templates" / "captions.toml").read_text(encoding="utf-8")
-    ).items()
-}
 
 
 def run_figures(

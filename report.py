@@ -534,8 +534,7 @@ def report_page(summary: dict, figures: str | os.PathLike) -> str:
 
     The figures that stand in the folder `figures` are shown, each with its caption.
     """
-    from page import render
-    from plotting import CAPTIONS
+    from page import CAPTIONS, render
 
     paths = {name: Path(figures) / f"{name}.png" for name in CAPTIONS}
     shown = [(*CAPTIONS[name], path.read_bytes()) for name, path in paths.items() if path.is_file()]

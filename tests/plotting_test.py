@@ -10,6 +10,7 @@ from matplotlib.patches import StepPatch
 import experiment_figures
 import geometry
 import plotting
+from page import CAPTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -536,7 +537,7 @@ def test_run_figures_draws_all_that_has_a_caption(layers, rng, tmp_path):
     bases |= {"random": bases["zca"], "pca": bases["zca"]}
     substitution = {"none": (0.7, 0.71)}
     plotting.run_figures(layers, tmp_path, HISTORY, bases, substitution, 100)
-    assert {path.stem for path in tmp_path.iterdir()} == set(plotting.CAPTIONS)
+    assert {path.stem for path in tmp_path.iterdir()} == set(CAPTIONS)
 
 
 def test_save_figure_returns_the_png(tmp_path):

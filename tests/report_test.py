@@ -20,7 +20,7 @@ import run_bnn
 from bnn import BinaryNeuralNetwork, NetworkParams, TrainingParams
 from data.load_data import IMAGE_SHAPES, data_md5, load_data
 from files import write_json
-from plotting import CAPTIONS
+from page import CAPTIONS
 
 RESULTS = Path(report.__file__).parent / "results"
 SLOW = (pytest.param(kind, marks=pytest.mark.slow) for kind in ("ternary", "rotated"))
