@@ -119,11 +119,13 @@ def substitution_accuracies(
         while start is not None and images[0].next_product != start:
             for stream in images:
                 stream.advance()
-        substituted = network.with_weights(substitute).model
-        refitted, tested = (stream.along(substituted) for stream in images)
-        as_it_is = tested.accuracy(y)
-        refitted.refit()
-        accuracies[name] = as_it_is, tested.accuracy(y)
+        as_it_is, refitted = (network.with_weights(substitute).model for _ in range(2))
+        training, testing = images
+        training.along(refitted).refit()
+        accuracies[name] = tuple(
+            float(np.mean(scores.argmax(axis=1) == y))
+            for scores in testing.outputs(as_it_is, refitted)
+        )
     return accuracies
 
 

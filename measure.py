@@ -5,8 +5,10 @@ the whole measurement. Both stream over the images: memory does not grow with th
 results do not depend on the batch size.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import geometry
@@ -36,6 +38,10 @@ COVARIANCE_POSITIONS = 32
 WIDEST_COVARIANCE = 5000
 # Floats that the activations of one batch may take: half a gigabyte.
 BATCH_FLOATS = 2**27
+# Products are counted in bits where there are so many batches: compiling has to pay.
+COUNTED_BATCHES = 5
+# Values of feature maps that are split at a time: what stays in the cache is copied sooner.
+SPLIT = 2**18
 
 
 # --- What is measured -------------------------------------------------------------------------
@@ -222,10 +228,15 @@ class _PairCounter:
         )
 
     def update(self, x, y):
-        if self.border:
-            (x, x_edge), (y, y_edge) = (geometry.split_border(v, self.border) for v in (x, y))
-            self.edge.update(x_edge, y_edge)
-        self.inside.update(x, y)
+        if not self.border:
+            self.inside.update(x, y)
+            return
+        images = max(1, SPLIT // x[0].size)
+        for start in range(0, len(x), images):
+            some = (v[start : start + images] for v in (x, y))
+            pairs = zip(*(geometry.split_border(v, self.border) for v in some), strict=True)
+            for statistics, pair in zip((self.inside, self.edge), pairs, strict=True):
+                statistics.update(*pair)
 
     def result(self):
         inside_r, inside_unit_r = self.inside.correlation(), self.inside.unit_correlations()
@@ -240,6 +251,28 @@ class _PairCounter:
             extent=pairs.extent,
             histogram=pairs.histogram,
         )
+
+
+class _Beside:
+    """Runs functions on another core, in order, while the caller makes the next one's arguments."""
+
+    def __enter__(self):
+        self._pool, self._running = ThreadPoolExecutor(1), None
+        return self
+
+    def submit(self, function, *args):
+        # One at a time: arguments that wait would fill the memory.
+        self._wait()
+        self._running = self._pool.submit(function, *args)
+
+    def _wait(self):
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def __exit__(self, *error):
+        with self._pool:
+            self._wait()
 
 
 class _Pilot:
@@ -323,13 +356,14 @@ def measure_layers(
 
     def count(product):
         for which, pair in _pairs(product, quantizer, by_name[product.name].wc):
-            counters[product.name, which].update(*pair)
+            statistics.submit(counters[product.name, which].update, *pair)
 
     _visit_batches(model, x[:PILOT_IMAGES], batch_size, look)
     borders = {layer.name: layer.window.border if layer.window else 0 for layer in measured}
     for (name, which), pilot in pilots.items():
         counters[name, which] = _PairCounter(pilot, borders[name])
-    _visit_batches(model, x, batch_size, count, "dot products", progress)
+    with _Beside() as statistics:
+        _visit_batches(model, x, batch_size, count, "dot products", progress)
     for (name, which), counter in counters.items():
         setattr(by_name[name], which, counter.result())
     return measured
@@ -397,10 +431,16 @@ def _keras_model(model, x):
 
 
 def _visit_batches(model, x, size, visitor, description=None, progress=False):
+    for _, images, counted in _batches(x, size, description, progress):
+        walk.visit(model, images, visitor, counted=counted)
+
+
+def _batches(x, size, description, progress):
+    """The number of the first image of each batch, the batch, and whether to count its products."""
     with tqdm(total=len(x), desc=description, unit="image", disable=not progress) as bar:
         for start in range(0, len(x), size):
             images = x[start : start + size]
-            walk.visit(model, images, visitor)
+            yield start, images, len(images) == size and len(x) >= COUNTED_BATCHES * size
             bar.update(len(images))
 
 
@@ -460,15 +500,15 @@ def _pairs(product, quantizer, wc):
     """The names of a product's pairs of dot products, with the pairs themselves."""
     inputs, unquantized = product.quantized_inputs, product.inputs
     wb = _quantized_kernel(product, quantizer)
-    quantized = keras.ops.convert_to_numpy(_quantized_products(product, quantizer))
+    quantized = np.asarray(_quantized_products(product, quantizer))
     yield "weights_dot", (_dot(product, inputs, wc), quantized)
     if product.input_quantizer is not None:
         yield "activations_dot", (_dot(product, unquantized, wb), quantized)
-        yield "entries", tuple(map(keras.ops.convert_to_numpy, (unquantized, inputs)))
+        yield "entries", tuple(map(np.asarray, (unquantized, inputs)))
 
 
 def _dot(product, inputs, kernel):
-    return keras.ops.convert_to_numpy(product.dot(inputs, kernel))
+    return np.asarray(product.dot(inputs, kernel))
 
 
 # --- Permuted, textured, covariances ----------------------------------------------------------
@@ -479,7 +519,7 @@ def _measure_permuted(model, measured, x, batch_size, progress):
     stores, products = {}, {}
 
     def collect(product):
-        inputs = keras.ops.convert_to_numpy(product.quantized_inputs)
+        inputs = np.asarray(product.quantized_inputs)
         stores.setdefault(product.name, Store()).append(inputs)
         products.setdefault(product.name, product)
 
@@ -517,7 +557,7 @@ def _measure_textured(model, measured, x, batch_size, progress):
             return
         kept = _changes(product.inputs, product.window.size)
         pairs = (product.inputs, product.quantized_inputs)
-        entries = map(keras.ops.convert_to_numpy, pairs)
+        entries = map(np.asarray, pairs)
         dots = (_dot(product, values, product.quantized_kernel) for values in pairs)
         for pair, (c, b) in zip(statistics[product.name], (entries, dots), strict=True):
             pair.update(c[kept], b[kept])
@@ -536,14 +576,14 @@ def _changes(x, size):
         sign * keras.ops.max_pool(sign * x, size, strides=1, padding="same") for sign in (1, -1)
     )
     # Equal patches may differ by rounding.
-    return keras.ops.convert_to_numpy(keras.ops.max(highest - lowest, axis=-1) > 1e-3)
+    return np.asarray(keras.ops.max(highest - lowest, axis=-1) > 1e-3)
 
 
 def _measure_covariances(model, measured, x, quantizer, batch_size, progress):
-    covariances, kernels, start = {}, {}, 0
+    covariances, kernels = {}, {}
 
-    def collect(product):
-        inputs = scaled(keras.ops.convert_to_numpy(product.quantized_inputs))
+    def collect(first, product):
+        inputs = scaled(np.asarray(product.quantized_inputs))
         result = measured[product.name]
         if result.fan_in > WIDEST_COVARIANCE or not (
             product.window or inputs.shape[-1] == result.fan_in
@@ -554,12 +594,10 @@ def _measure_covariances(model, measured, x, quantizer, batch_size, progress):
             applied = getattr(product.layer, "kernel_of", lambda kernel: kernel)
             both = result.wc, _quantized_kernel(product, quantizer)
             kernels[product.name] = tuple(map(applied, both))
-        covariances[product.name].update(sampled_patches(inputs, product.window, start))
+        covariances[product.name].update(sampled_patches(inputs, product.window, first))
 
-    with tqdm(total=len(x), desc="covariances", unit="image", disable=not progress) as bar:
-        for start in range(0, len(x), batch_size):
-            walk.visit(model, x[start : start + batch_size], collect)
-            bar.update(len(x[start : start + batch_size]))
+    for first, images, counted in _batches(x, batch_size, "covariances", progress):
+        walk.visit(model, images, functools.partial(collect, first), counted=counted)
     for name in tqdm(list(covariances), desc="spectra", disable=not progress):
         # A wide layer's takes 170 MB, and each copy as much again: none is kept for longer.
         covariance, result = covariances.pop(name).covariance, measured[name]

@@ -83,14 +83,18 @@ class Stream:
             tensors = {
                 key: tf.convert_to_tensor(store[number]) for key, store in self._live.items()
             }
-            for position in range(self._position, end):
-                step = self._graph.steps[position]
-                counts = isinstance(step.layer, (graph_ops.QuantConv2D, graph_ops.QuantDense))
-                step.run(tensors, **({"counted": True} if counts else {}))
-                for read in step.reads:
-                    if self._last[read] <= position:
-                        del tensors[read]
+            self._run(tensors, self._position, end)
             yield tensors
+
+    def _run(self, tensors, start, end):
+        """Take `tensors`, those before the step at `start`, to before the one at `end`."""
+        for position in range(start, end):
+            step = self._graph.steps[position]
+            counts = isinstance(step.layer, (graph_ops.QuantConv2D, graph_ops.QuantDense))
+            step.run(tensors, **({"counted": True} if counts else {}))
+            for read in step.reads:
+                if self._last[read] <= position:
+                    del tensors[read]
 
     def advance(self) -> None:
         """Take all images to the next layer with a product, or to the end."""
@@ -100,7 +104,7 @@ class Stream:
             for number, tensor in tensors.items():
                 quantizer = self._only_quantizer(number, end)
                 values = tensor if quantizer is None else quantizer(tensor)
-                kept.setdefault(number, Store()).append(values.numpy())
+                kept.setdefault(number, Store()).append(np.asarray(values))
         self._live, self._position = kept, end
 
     def _only_quantizer(self, number, end):
@@ -129,13 +133,13 @@ class Stream:
         (number,) = step.reads
         layer, moments, kept = step.layer, ColumnMoments(), {}
         for tensors in self._batches(position):
-            values = np.moveaxis(tensors[number].numpy(), layer.axis, -1)
+            values = np.moveaxis(np.asarray(tensors[number]), layer.axis, -1)
             values = values.reshape(-1, values.shape[-1])
             for part in np.array_split(values, -(-values.size // SUMMED)):
                 moments.update(part.astype(np.float64))
             if kept is not None:
                 for key, tensor in tensors.items():
-                    kept.setdefault(key, Store()).append(tensor.numpy())
+                    kept.setdefault(key, Store()).append(np.asarray(tensor))
                 if sum(store.nbytes for store in kept.values()) > KEPT:
                     kept = None
         layer.moving_mean.assign(moments.mean)
@@ -143,15 +147,29 @@ class Stream:
         if kept is not None:
             self._live, self._position = kept, position
 
-    def outputs(self) -> np.ndarray:
-        """The network's outputs for all images, shape (n, ...)."""
-        (number,) = self._graph.outputs
-        end = len(self._graph.steps)
-        return np.concatenate([tensors[number].numpy() for tensors in self._batches(end)])
+    def outputs(self, *models: keras.Model) -> list[np.ndarray]:
+        """The outputs of the network for all images, or of others `along` which they go from here.
 
-    def accuracy(self, y: np.ndarray) -> float:
-        """Share of the images, labelled `y`, whose score is highest at their label."""
-        return float(np.mean(self.outputs().argmax(axis=1) == y))
+        Parameters
+        ----------
+        *models : keras.Model
+            With the same next product, which is formed once for all of them.
+
+        Returns
+        -------
+        list of ndarray, shape (n, ...)
+            One per model.
+        """
+        streams = [self.along(model) for model in models] or [self]
+        outputs = [[] for _ in streams]
+        (number,), end = self._graph.outputs, len(self._graph.steps)
+        after = min(self._position + 1, end)
+        for tensors in streams[0]._batches(after):
+            for stream, batches in zip(streams, outputs, strict=True):
+                own = dict(tensors)
+                stream._run(own, after, end)
+                batches.append(np.asarray(own[number]))
+        return list(map(np.concatenate, outputs))
 
 
 def _keeps_its_values(quantizer):

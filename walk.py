@@ -57,6 +57,7 @@ def visit(
     x: np.ndarray | tf.Tensor,
     visitor: Callable[[Product], object],
     known_only: bool = False,
+    counted: bool = False,
 ) -> tf.Tensor:
     """Run a model on `x`, at inference, and call `visitor(product)` for each of its products.
 
@@ -71,6 +72,9 @@ def visit(
         Takes a `Product`. To keep one keeps its tensors in memory.
     known_only : bool
         Pass over what `unknown_layers` lists?
+    counted : bool
+        Count products in bits where layers can? They are the same. Each size of a batch is
+        compiled once.
 
     Returns
     -------
@@ -99,7 +103,7 @@ def visit(
     names = _names_of(layers)
     if known_only:
         layers = [layer for layer in layers if not obstacle(layer)]
-    with _calls_followed(layers, after):
+    with _calls_followed(layers, after, counted):
         return model(keras.tree.map_structure(tf.convert_to_tensor, x), training=False)
 
 
@@ -210,20 +214,22 @@ def _name(names, product):
 
 
 @contextlib.contextmanager
-def _calls_followed(layers, after):
+def _calls_followed(layers, after, counted=False):
     """Meanwhile `after(layer, args, outputs)` gives what each call of a layer returns."""
     extra = set()  # Cells whose next call is not a time step.
     with contextlib.ExitStack() as stack:
         for layer in layers:
             if forms_product(layer):
-                stack.enter_context(_call_replaced(layer, _followed(layer, after, extra)))
+                stack.enter_context(_call_replaced(layer, _followed(layer, after, extra, counted)))
             elif isinstance(layer, keras.layers.RNN) and not layer.unroll:
                 stack.enter_context(_call_replaced(layer, _extra_call_marked(layer, extra)))
         yield
 
 
-def _followed(layer, after, extra):
+def _followed(layer, after, extra, counted):
     call = layer.call
+    if counted and isinstance(layer, graph_ops.QuantConv2D | graph_ops.QuantDense):
+        call = functools.partial(call, counted=True)
 
     def followed(*args, **kwargs):
         outputs = call(*args, **kwargs)

@@ -430,7 +430,7 @@ def _joined(blocks, units):
 # and all weights do not: three times as fast with 512 units of 72 words under AVX-512. Not compiled
 # as a whole: XLA would merge the arranging of the weights, and the joining, into the loop, in the
 # order of the result.
-@tf.function
+@tf.function(autograph=False)
 def xnor_matmul(a: tf.Tensor, w: tf.Tensor, depth: int) -> tf.Tensor:
     """Dot products of packed ±1 vectors.
 
@@ -456,7 +456,7 @@ def xnor_matmul(a: tf.Tensor, w: tf.Tensor, depth: int) -> tf.Tensor:
     return _joined(_xnor_blocks(a, arrange_kernel(w), depth), w.shape[0])
 
 
-@tf.function
+@tf.function(autograph=False)
 def ternary_matmul(a: Sequence[tf.Tensor], w: Sequence[tf.Tensor]) -> tf.Tensor:
     """`xnor_matmul` for ternary vectors, a and w being the pairs of planes (nonzero, sign)."""
     return _joined(_ternary_blocks(a, [arrange_kernel(plane) for plane in w]), w[0].shape[0])

@@ -257,11 +257,11 @@ def test_strided_and_valid_convolutions_have_their_patches_and_covariances():
 def test_a_huge_batch_size_takes_no_more_memory(monkeypatch):
     sizes, visit = set(), measure.walk.visit
 
-    def counted(model, x, visitor):
+    def noted(model, x, visitor, **options):
         sizes.add(len(x))
-        return visit(model, x, visitor)
+        return visit(model, x, visitor, **options)
 
-    monkeypatch.setattr(measure.walk, "visit", counted)
+    monkeypatch.setattr(measure.walk, "visit", noted)
     monkeypatch.setattr(measure, "BATCH_FLOATS", 2000)
     model, x = float_model(), scaled(smooth_images(60))
     small = measure.measure_layers(model, x, batch_size=10**9)

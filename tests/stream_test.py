@@ -144,10 +144,10 @@ def test_a_stream_stops_before_each_product_and_ends_with_the_outputs(network):
     followed, names = stream.Stream(network.model, x), []
     while followed.next_product is not None:
         names.append(followed.next_product)
-        np.testing.assert_array_equal(followed.outputs(), network.predict(x))
+        np.testing.assert_array_equal(followed.outputs()[0], network.predict(x))
         followed.advance()
     assert sorted(names) == sorted(layer.name for layer in network.layers)
-    np.testing.assert_array_equal(followed.outputs(), network.predict(x))
+    np.testing.assert_array_equal(followed.outputs()[0], network.predict(x))
 
 
 def test_a_stream_goes_on_along_another_network():
@@ -157,14 +157,17 @@ def test_a_stream_goes_on_along_another_network():
     followed = stream.Stream(network.model, x)
     while followed.next_product != "fc_1":
         followed.advance()
-    beside = followed.along(other.model)
-    np.testing.assert_allclose(beside.outputs(), other.predict(x), rtol=1e-5, atol=1e-5)
-    beside.refit()
+    (outputs,) = followed.outputs(other.model)
+    np.testing.assert_allclose(outputs, other.predict(x), rtol=1e-5, atol=1e-5)
+    refitted = network.with_weights(["fc_1"])
+    followed.along(refitted.model).refit()
     expected = network.with_weights(["fc_1"]).refit_batch_norm(x)
-    np.testing.assert_allclose(beside.outputs(), expected.predict(x), rtol=1e-4, atol=1e-4)
+    both = followed.outputs(other.model, refitted.model)
+    np.testing.assert_array_equal(both[0], outputs)
+    np.testing.assert_allclose(both[1], expected.predict(x), rtol=1e-4, atol=1e-4)
     # The first network is where it was, and as it was.
     assert followed.next_product == "fc_1"
-    np.testing.assert_array_equal(followed.outputs(), network.predict(x))
+    np.testing.assert_array_equal(followed.outputs()[0], network.predict(x))
 
 
 def test_a_model_without_steps_or_with_two_inputs_has_no_stream():

@@ -193,6 +193,20 @@ def test_a_layer_is_as_it_was_after_a_visit():
     np.testing.assert_array_equal(model(random(2, 4)), walk.visit(model, random(2, 4), print))
 
 
+def test_counted_products_are_the_multiplied_ones(monkeypatch):
+    layer = graph_ops.QuantConv2D(3, 3, "sign", "sign", padding="same", use_bias=False)
+    model = keras.Sequential([keras.Input((6, 6, 64)), layer])
+    x = np.random.default_rng(0).standard_normal((2, 6, 6, 64)).astype(np.float32)
+    counted_conv2d, calls, outputs = graph_ops.counted_conv2d, [], []
+    monkeypatch.setattr(
+        graph_ops, "counted_conv2d", lambda *args: calls.append(args) or counted_conv2d(*args)
+    )
+    for counted in (False, True):
+        walk.visit(model, x, lambda p: outputs.append(p.outputs.numpy()), counted=counted)
+        assert len(calls) == counted
+    np.testing.assert_array_equal(*outputs)
+
+
 def two_branches():
     """An untrained step, two branches, and one layer on both."""
     images = keras.Input((8, 8, 2), name="images")
