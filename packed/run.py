@@ -33,9 +33,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# The steps are Python, unrolled while TensorFlow traces: there is nothing for it to convert.
-_plain = tf.autograph.experimental.do_not_convert
-
 
 class Trained(Protocol):
     """A network that knows its parameters and its Keras model, as `BinaryNeuralNetwork` does."""
@@ -74,7 +71,8 @@ class PackedNetwork:
         self.in_dim, self.out_dim = program.in_dim, program.out_dim
         self._depths = _depths(program)
         self._tensors = [self._prepared(step) for step in program.steps]
-        self._forward = compiled(_plain(self._products))
+        # The tensors are captured: to pass them costs one image alone a millisecond.
+        self._forward = compiled(lambda images: self._products(images, self._tensors))
 
     # Packing
 
@@ -141,7 +139,7 @@ class PackedNetwork:
             images = x[start : start + batch]
             # Always full: XLA compiles once for each size that it meets.
             full = np.pad(images, ((0, batch - len(images)), (0, 0), (0, 0), (0, 0)))
-            products = self._forward(tf.constant(full), self._tensors)
+            products = self._forward(tf.constant(full))
             scores.append(self.scores_of(products)[: len(images)])
         return np.concatenate(scores)
 
@@ -170,7 +168,7 @@ class PackedNetwork:
             values = self._values(images, tensors)
             return [values[number] for number in wanted]
 
-        found = compiled(_plain(hidden))(tf.constant(self._as_pixels(np.asarray(x))), self._tensors)
+        found = compiled(hidden)(tf.constant(self._as_pixels(np.asarray(x))), self._tensors)
         planes = [tuple(map(keras.ops.convert_to_numpy, planes)) for planes in found]
         return [parts if len(parts) == 2 else parts[0] for parts in planes]
 
