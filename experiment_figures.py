@@ -182,6 +182,7 @@ def plot_causes(arms: dict[str, np.ndarray], images: int) -> Figure:
     right.set_ylabel("r of A·w$^c$ with A·w$^b$")
     for axis in (left, right):
         axis.set_xlabel("mean angle (°)")
+        axis.locator_params(axis="x", nbins=6)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

@@ -414,8 +414,8 @@ def markdown(path: str | os.PathLike) -> str:
     lines = []
     for arm, rows in by_arm.items():
         accuracies = [100 * float(row["val_accuracy"]) for row in rows]
-        cells = (_range(rows, name, form) for name, form in _COLUMNS.values())
-        lines.append((arm, len(rows), _spread(accuracies), *cells))
+        cells = (range_of(rows, *column) for column in _COLUMNS.values())
+        lines.append((arm, len(rows), spread(accuracies), *cells))
     head = ("arm", "seeds", "validation (%)", *_COLUMNS)
     return tabulate(*without_empty(lines, head), "github", disable_numparse=True)
 
@@ -440,7 +440,8 @@ _COLUMNS = {
 }
 
 
-def _spread(values):
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds, or the values where there are fewer than three."""
     if len(values) < 3:  # Two values do not estimate a spread.
         return ", ".join(f"{value:.2f}" for value in values)
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
@@ -461,7 +462,8 @@ def _inner(row, name):
     ]
 
 
-def _range(rows, name, form):
+def range_of(rows: Sequence[dict], name: str, form: str) -> str:
+    """Least to greatest figure `name` of the inner layers of runs, each written in `form`."""
     values = [value for row in rows for value in _inner(row, name)]
     if not values:
         return "—"

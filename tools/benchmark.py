@@ -49,7 +49,18 @@ PEERS = {
     "Larq, float32": ("bin/python", "larq_train.py --precision float32"),
     "PyTorch, bfloat16": ("torch/bin/python", "torch_train.py --precision bfloat16"),
     "PyTorch, float32": ("torch/bin/python", "torch_train.py --precision float32"),
+    # It needs a C++ compiler.
+    "PyTorch compiled, bfloat16": (
+        "torch/bin/python",
+        "torch_train.py --precision bfloat16 --compile",
+    ),
+    "PyTorch compiled, float32": (
+        "torch/bin/python",
+        "torch_train.py --precision float32 --compile",
+    ),
 }
+# Each starts its own process.
+PEER_TURNS = 5
 PEER_SECONDS = 600
 
 
@@ -405,7 +416,7 @@ def peer_rows(plan: Plan, folder: Path) -> list[dict]:
         for policy in _policies()
     } | {name: partial(_peer_rate, command, folder) for name, command in found.items()}
     readings, failed = {name: [] for name in contenders}, {}
-    for _ in range(plan.repeats):
+    for _ in range(min(PEER_TURNS, plan.repeats)):
         for name, measure_once in contenders.items():
             if name not in failed:
                 try:

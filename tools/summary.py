@@ -91,15 +91,8 @@ def _range(values, form):
     return low if low == high else f"{low} to {high}"
 
 
-def _over_seeds(values):
-    # Two values do not estimate a spread.
-    if len(values) < 3:
-        return ", ".join(f"{value:.2f}" for value in values)
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
-
-
 def _accuracy(name):
-    return lambda reports: _over_seeds([100 * report[name] for report in reports])
+    return lambda reports: arms.spread([100 * report[name] for report in reports])
 
 
 def _inner(value, form="{:.3f}", at_least=-np.inf, at_most=np.inf):
@@ -344,8 +337,8 @@ def runs_table(results: str | os.PathLike = "results") -> list[str]:
                 f"`{flags}`" if flags else "none",
                 ", ".join(map(str, seeds)),
                 runs[0][0]["training_params"]["epochs"],
-                _over_seeds([100 * _validation(folder) for _, folder in runs]),
-                _over_seeds([100 * run["test_accuracy"] for run, _ in runs]),
+                arms.spread([100 * _validation(folder) for _, folder in runs]),
+                arms.spread([100 * run["test_accuracy"] for run, _ in runs]),
                 _range(minutes, "{:.0f}"),
             )
         )
@@ -397,10 +390,23 @@ def roads_digits_table(results: str | os.PathLike = "results") -> list[str]:
     return roads_table(results, "digits")
 
 
-def recurrent_table(results: str | os.PathLike = "results") -> list[str]:
-    """Recurrent networks on digits, with batch norm and without; see `tools.recurrent`."""
+def recurrent_table(
+    results: str | os.PathLike = "results", data_set: str = "digits", cell: str = "gru"
+) -> list[str]:
+    """Recurrent networks with batch norm and without; see `tools.recurrent`."""
     rows = arms.rows_of(Path(results) / "recurrent.csv")
-    return recurrent.table(rows, "digits", ("gru", "scaled_gru", "raw_gru")).splitlines()
+    networks = (cell, f"scaled_{cell}", f"raw_{cell}")
+    return recurrent.table(rows, data_set, networks).splitlines()
+
+
+def recurrent_lstm_table(results: str | os.PathLike = "results") -> list[str]:
+    """`recurrent_table` of LSTMs."""
+    return recurrent_table(results, cell="lstm")
+
+
+def recurrent_mnist_table(results: str | os.PathLike = "results") -> list[str]:
+    """`recurrent_table` on MNIST."""
+    return recurrent_table(results, "MNIST")
 
 
 def shortcuts_table(results: str | os.PathLike = "results") -> list[str]:
@@ -408,14 +414,61 @@ def shortcuts_table(results: str | os.PathLike = "results") -> list[str]:
     return arms.markdown(arms.table_path(results, "shortcuts", "half")).splitlines()
 
 
+# Rows of `other_roads_table`: a file of `tools.arms`, an arm of it, and what is special.
+_ROADS = {
+    ("roads", "baseline"): "latent weights and labels",
+    ("roads", "bop"): "no latent weights: Bop",
+    ("roads", "bop_short"): "Bop with a shorter memory",
+    ("roads", "teacher"): "a teacher, no labels",
+    ("roads", "teacher_labels"): "a teacher and labels",
+    ("shortcuts", "strided"): "strides, no shortcuts",
+    ("shortcuts", "residual"): "strides, shortcuts of floats",
+    ("shortcuts", "boolnet"): "strides, shortcuts of bits: no floats between layers",
+}
+
+
+def other_roads_table(results: str | os.PathLike = "results") -> list[str]:
+    """What other roads to a binary network reach, with angle and r of their inner layers."""
+    lines = []
+    for (name, arm), title in _ROADS.items():
+        rows = arms.rows_of(arms.table_path(results, name, "half"))
+        rows = [row for row in rows if row["arm"] == arm]
+        # Bop has no w^c: −m stands for it.
+        of, mark = ("m_", " of −m") if arm.startswith("bop") else ("", "")
+        geometry = (
+            arms.range_of(rows, of + figure, form) + mark
+            for figure, form in (("angle", "{:.1f}"), ("r", "{:.3f}"))
+        )
+        lines.append([f"CIFAR-10, half width: {title}", *_runs_and_accuracy(rows), *geometry])
+    for kind in recurrent.KINDS:
+        rows = arms.rows_of(Path(results) / "recurrent.csv")
+        key = {"data_set": "MNIST", "network": "gru", "kind": kind}
+        rows = [row for row in rows if key.items() <= row.items()]
+        geometry = (
+            _range([float(row[f"gru_1_state_{figure}"]) for row in rows], form)
+            for figure, form in (("angle", "{:.1f}"), ("r", "{:.3f}"))
+        )
+        title = f"MNIST by rows: GRU with {kind} kernels"
+        lines.append([title, *_runs_and_accuracy(rows), *geometry])
+    head = ["network", "seeds", "validation (%)", "angle (°)", "r"]
+    return tabulate(lines, head, "github", disable_numparse=True).splitlines()
+
+
+def _runs_and_accuracy(rows):
+    return len(rows), arms.spread([100 * float(row["val_accuracy"]) for row in rows])
+
+
 # The documents that hold them.
 TABLES = {
+    other_roads_table: "docs/results.md",
     causes_table: "docs/roads.md",
     causes_digits_table: "docs/roads.md",
     roads_table: "docs/roads.md",
     roads_digits_table: "docs/roads.md",
     shortcuts_table: "docs/roads.md",
     recurrent_table: "docs/roads.md",
+    recurrent_lstm_table: "docs/roads.md",
+    recurrent_mnist_table: "docs/roads.md",
     demo: "README.md",
     paper_table: "README.md",
     claims_table: "docs/results.md",
