@@ -128,7 +128,7 @@ class Planner:
             "float_accuracy": base["accuracy"],
             "float_bytes": self.bytes_of({}),
             **min(found, key=lambda plan: plan["bytes"]),
-            "tried": sorted(tried, key=lambda point: point["bytes"]),
+            "tried": sorted(tried, key=lambda point: (point["bytes"], -point["limit"])),
         }
 
     def _choice(self, of, limit):
