@@ -233,9 +233,8 @@ class _PairCounter:
             return
         images = max(1, SPLIT // x[0].size)
         for start in range(0, len(x), images):
-            some = (v[start : start + images] for v in (x, y))
-            pairs = zip(*(geometry.split_border(v, self.border) for v in some), strict=True)
-            for statistics, pair in zip((self.inside, self.edge), pairs, strict=True):
+            parts = (geometry.split_border(v[start : start + images], self.border) for v in (x, y))
+            for statistics, *pair in zip((self.inside, self.edge), *parts, strict=True):
                 statistics.update(*pair)
 
     def result(self):
@@ -266,9 +265,8 @@ class _Beside:
         self._running = self._pool.submit(function, *args)
 
     def _wait(self):
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+        if self._running is not None:
+            self._running.result()
 
     def __exit__(self, *error):
         with self._pool:
